@@ -1,0 +1,2 @@
+//! The capsa command.
+fn main() {}

@@ -1,0 +1,254 @@
+//! The two traits behind which every hypervisor hides: one that starts machines, one for a
+//! machine that runs. Programs do not see them; they choose by [`BackendChoice`] and read
+//! [`BackendInfo`].
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::capabilities::BackendCapabilities;
+use crate::error::{BackendRefusal, Error, Result};
+use crate::resources::Isolation;
+use crate::spec::VmSpec;
+
+/// The backends that Capsa knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// Capsa's own monitor on /dev/kvm.
+    Kvm,
+    /// An installed QEMU: with KVM where that works, else emulation.
+    Qemu,
+    /// An installed cloud-hypervisor.
+    CloudHypervisor,
+    /// Apple's Virtualization.framework.
+    Vz,
+    /// An installed vfkit.
+    Vfkit,
+    /// A machine without a guest, for tests of programs that use Capsa (feature `test-utils`).
+    Fake,
+}
+
+impl BackendKind {
+    /// The name that the command line, the logs and the TOML file use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Vz => "vz",
+            Self::Vfkit => "vfkit",
+            Self::Fake => "fake",
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Which backend is to run a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// The first of the platform's list whose probe succeeds and that can do what is asked for.
+    #[default]
+    Auto,
+    /// [`BackendKind::Kvm`]
+    Kvm,
+    /// [`BackendKind::Qemu`]
+    Qemu,
+    /// [`BackendKind::CloudHypervisor`]
+    CloudHypervisor,
+    /// [`BackendKind::Vz`]
+    Vz,
+    /// [`BackendKind::Vfkit`]
+    Vfkit,
+    /// [`BackendKind::Fake`]
+    #[doc(hidden)]
+    Fake,
+}
+
+impl BackendChoice {
+    /// The names that [`FromStr`] takes.
+    pub const NAMES: [&str; 6] = ["auto", "kvm", "qemu", "cloud-hypervisor", "vz", "vfkit"];
+
+    /// The one backend that was chosen; `None` for [`BackendChoice::Auto`].
+    #[must_use]
+    pub fn kind(self) -> Option<BackendKind> {
+        Some(match self {
+            Self::Auto => return None,
+            Self::Kvm => BackendKind::Kvm,
+            Self::Qemu => BackendKind::Qemu,
+            Self::CloudHypervisor => BackendKind::CloudHypervisor,
+            Self::Vz => BackendKind::Vz,
+            Self::Vfkit => BackendKind::Vfkit,
+            Self::Fake => BackendKind::Fake,
+        })
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Ok(match name {
+            "auto" => Self::Auto,
+            "kvm" => Self::Kvm,
+            "qemu" => Self::Qemu,
+            "cloud-hypervisor" => Self::CloudHypervisor,
+            "vz" => Self::Vz,
+            "vfkit" => Self::Vfkit,
+            _ => {
+                return Err(format!(
+                    "no backend is called {name:?}; one of: {}",
+                    Self::NAMES.join(", ")
+                ));
+            }
+        })
+    }
+}
+
+/// What executes a guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Accelerator {
+    /// The host's KVM.
+    Kvm,
+    /// QEMU's translator: no hardware support.
+    Tcg,
+    /// Nothing: the fake backend.
+    None,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG emulation",
+            Self::None => "none",
+        })
+    }
+}
+
+/// What a backend turned out to be on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BackendInfo {
+    /// Which backend.
+    pub kind: BackendKind,
+    /// What executes the guest's instructions.
+    pub accelerator: Accelerator,
+    /// How strong the wall between guest and host is.
+    pub isolation: Isolation,
+    /// The monitor and its version: `QEMU 7.2.22`.
+    pub version: String,
+    /// Why it is not better than this: why emulation, for instance. `None` when it is.
+    pub reason: Option<String>,
+}
+
+impl BackendInfo {
+    /// What a probe found. Backends make these; programs read them.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn new(
+        kind: BackendKind,
+        accelerator: Accelerator,
+        isolation: Isolation,
+        version: String,
+        reason: Option<String>,
+    ) -> Self {
+        Self {
+            kind,
+            accelerator,
+            isolation,
+            version,
+            reason,
+        }
+    }
+}
+
+impl fmt::Display for BackendInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.kind, self.version, self.accelerator)?;
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Something that starts machines.
+///
+/// `probe` and `capabilities` are called from any thread and may block for as long as their
+/// documentation says. `start` is called on the driver thread, which is also the thread whose end
+/// kills every child: it must spawn its processes from there and must not block.
+#[doc(hidden)]
+#[async_trait]
+pub trait HypervisorBackend: Send + Sync {
+    /// Which backend this is.
+    fn kind(&self) -> BackendKind;
+
+    /// Runs something on this machine that shows whether the backend works, for 250 ms at most
+    /// where nothing is cached. `fresh` ignores what an earlier probe found.
+    fn probe(&self, fresh: bool) -> Result<BackendInfo, BackendRefusal>;
+
+    /// What the backend can do, given what its probe found.
+    fn capabilities(&self, info: &BackendInfo) -> BackendCapabilities;
+
+    /// Starts the machine. When this returns, the guest executes. Dropping the future before that
+    /// leaves nothing behind.
+    async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>>;
+}
+
+/// A machine that runs. One task on the driver thread owns it and is its only caller.
+///
+/// Dropping it kills the machine and frees everything that belongs to it.
+#[doc(hidden)]
+#[async_trait]
+pub trait BackendVmHandle: Send {
+    /// The host's end of the guest's console, a stream socket in non-blocking mode. Taken once.
+    fn take_console(&mut self) -> Option<OwnedFd>;
+
+    /// Waits until the machine is gone, every process and file of it too, and says how it ended.
+    /// Cancel safe: dropping the future loses nothing. Not called again after it returned.
+    async fn wait(&mut self) -> GuestEnd;
+
+    /// Asks the guest to power off, as its power button does. Returns when the request is
+    /// delivered, not when the guest has obeyed.
+    async fn power_button(&mut self) -> Result<()>;
+
+    /// Stops the vCPUs. When this returns, the guest does not execute.
+    async fn pause(&mut self) -> Result<()>;
+
+    /// Lets the vCPUs run again.
+    async fn resume(&mut self) -> Result<()>;
+
+    /// Ends the machine without asking it, within 2 s whatever it does. Idempotent.
+    async fn kill(&mut self);
+}
+
+/// How a machine ended, as far as the machine itself can tell.
+#[doc(hidden)]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum GuestEnd {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset itself.
+    Reset,
+    /// The guest's kernel said through pvpanic that it panicked.
+    Panicked,
+    /// `kill` was called.
+    Killed,
+    /// Nobody asked for it.
+    Crashed(Error),
+}

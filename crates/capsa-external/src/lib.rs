@@ -1,0 +1,1 @@
+//! Other people's monitors, driven as child processes.

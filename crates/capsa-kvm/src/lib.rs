@@ -1,0 +1,1 @@
+//! Capsa's own use of /dev/kvm.

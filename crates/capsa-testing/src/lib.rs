@@ -1,0 +1,1 @@
+//! Guests, fixtures and behaviours for tests.
