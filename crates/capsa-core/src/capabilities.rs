@@ -37,6 +37,8 @@ pub struct BackendCapabilities {
     pub max_cpus: u32,
     /// Most memory of one VM, in MiB.
     pub max_memory_mb: u32,
+    /// Most disks and shares of one VM, together.
+    pub max_devices: usize,
     /// How strong the wall between guest and host is.
     pub isolation: Isolation,
 }
@@ -68,6 +70,7 @@ impl BackendCapabilities {
             root_device: "/dev/vda",
             max_cpus: 1,
             max_memory_mb: u32::MAX,
+            max_devices: 1,
             isolation,
         }
     }

@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::BackendKind;
+use crate::kit::KitFailure;
 use crate::problem::{ConfigProblem, ProblemKind};
 use crate::resources::GuestOs;
 use crate::status::VmStatus;
@@ -75,9 +77,9 @@ pub enum Error {
     StartFailed {
         /// The backend.
         backend: BackendKind,
-        /// What happened.
+        /// What happened. Shared with `VmHandle::failure`.
         #[source]
-        cause: Box<StartFailure>,
+        cause: Arc<StartFailure>,
     },
 
     /// The operation needs a running VM.
@@ -144,6 +146,14 @@ pub enum Error {
         cause: Box<HypervisorFailure>,
     },
 
+    /// The guest kit cannot be used or made.
+    #[error("the guest kit is not usable")]
+    Kit {
+        /// What happened.
+        #[source]
+        cause: Box<KitFailure>,
+    },
+
     /// The operating system refused something.
     #[error("cannot {action}{}", OnPath(path.as_deref()))]
     Io {
@@ -190,6 +200,14 @@ impl BackendRefusal {
 impl fmt::Display for BackendRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.backend, self.reason)
+    }
+}
+
+impl From<KitFailure> for Error {
+    fn from(cause: KitFailure) -> Self {
+        Self::Kit {
+            cause: Box::new(cause),
+        }
     }
 }
 
@@ -243,6 +261,9 @@ pub enum StartFailure {
         #[source]
         source: std::io::Error,
     },
+    /// Something that is an error of its own.
+    #[error(transparent)]
+    Other(Arc<Error>),
     /// `kill`, `stop` or the VM's own time limit came before the machine ran.
     #[error("it was ended while it started")]
     Ended,
@@ -355,6 +376,15 @@ impl Error {
         Self::InvalidConfig { problems }
     }
 
+    /// The error of a start that failed like this.
+    #[must_use]
+    pub fn start_failed(backend: BackendKind, cause: StartFailure) -> Self {
+        Self::StartFailed {
+            backend,
+            cause: Arc::new(cause),
+        }
+    }
+
     /// An operating system error about a file.
     pub fn io(
         action: impl Into<Cow<'static, str>>,
@@ -388,7 +418,22 @@ impl Error {
             Self::Timeout { .. } => "E0501",
             Self::Hypervisor { .. } => "E0601",
             Self::Io { .. } => "E0701",
+            Self::Kit { .. } => "E0801",
         }
+    }
+
+    /// The error with everything that caused it, as people read it: `Display` of this error and
+    /// of each of its sources, separated by colons.
+    #[must_use]
+    pub fn full_message(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
     }
 
     /// What to do about it, where Capsa knows.
@@ -419,6 +464,7 @@ impl Error {
                 StartFailure::DiskBusy { .. } => {
                     "stop the other virtual machine, or use the disk read-only or ephemeral in both"
                 }
+                StartFailure::Other(error) => return error.hint(),
                 _ => return None,
             },
             Self::NotRunning { .. } => "call `start` first; an ended VM cannot be started again",
@@ -428,6 +474,7 @@ impl Error {
             Self::ConsoleOverrun { .. } => {
                 "read the console more often; the ring keeps the last 1 MiB"
             }
+            Self::Kit { cause } => cause.hint()?,
             Self::Timeout { .. }
             | Self::PatternNotFound { .. }
             | Self::Hypervisor { .. }
@@ -445,6 +492,7 @@ impl Error {
                 StartFailure::Spawn { source, .. } | StartFailure::Host { source, .. } => {
                     is_transient(source)
                 }
+                StartFailure::Other(error) => error.retryable(),
                 _ => false,
             },
             Self::Io { source, .. } => is_transient(source),

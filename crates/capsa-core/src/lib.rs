@@ -13,6 +13,8 @@ pub mod capabilities;
 pub mod cmdline;
 pub mod disk;
 pub mod error;
+pub mod escape;
+pub mod kit;
 pub mod problem;
 pub mod resources;
 pub mod share;

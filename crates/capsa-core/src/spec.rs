@@ -2,14 +2,18 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::backend::BackendInfo;
-use crate::disk::ResolvedDisk;
-use crate::resources::{NetworkMode, ResourceConfig};
-use crate::share::Share;
+use crate::boot::{LinuxBoot, UefiBootConfig};
+use crate::capabilities::BootMethod;
+use crate::cmdline::KernelCmdline;
+use crate::disk::{DiskImage, ResolvedDisk};
+use crate::resources::{ConsoleMode, Isolation, NetworkMode, ResourceConfig, ResourceLimits};
+use crate::share::{Share, SharedDir};
 
 /// The identity of a VM: a random UUID, on every log event of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -55,6 +59,60 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// The network.
     pub network: NetworkMode,
+}
+
+/// What a caller asks for besides what is booted: the options of a builder.
+#[derive(Debug, Clone, Default)]
+pub struct VmOptions {
+    /// The VM's name in logs and process lists.
+    pub name: Option<String>,
+    /// vCPUs and memory.
+    pub resources: ResourceConfig,
+    /// A bound on the VM's whole life.
+    pub timeout: Option<Duration>,
+    /// Disks besides the one that is booted.
+    pub disks: Vec<DiskImage>,
+    /// Shared folders.
+    pub shares: Vec<SharedDir>,
+    /// The network.
+    pub network: NetworkMode,
+    /// Who gets the console.
+    pub console: ConsoleMode,
+    /// Bounds on what the VM may use of the host.
+    pub limits: ResourceLimits,
+    /// The weakest isolation that will do.
+    pub isolation: Option<Isolation>,
+    /// What the caller adds to the kernel's command line.
+    pub cmdline: KernelCmdline,
+}
+
+/// What is booted, as the caller said it.
+#[derive(Debug, Clone)]
+pub enum BootRequest {
+    /// A Linux kernel.
+    Linux(LinuxBoot),
+    /// UEFI firmware.
+    Uefi(UefiBootConfig),
+}
+
+impl BootRequest {
+    /// How this gets to a kernel.
+    #[must_use]
+    pub fn method(&self) -> BootMethod {
+        match self {
+            Self::Linux(_) => BootMethod::LinuxDirect,
+            Self::Uefi(_) => BootMethod::Uefi,
+        }
+    }
+
+    /// The disk that is booted or holds the root file system.
+    #[must_use]
+    pub fn disk(&self) -> Option<&DiskImage> {
+        match self {
+            Self::Linux(linux) => linux.disk.as_ref(),
+            Self::Uefi(uefi) => Some(&uefi.disk),
+        }
+    }
 }
 
 /// What a VM boots, resolved.

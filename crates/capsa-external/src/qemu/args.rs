@@ -1,0 +1,268 @@
+//! The command line of QEMU for a VM: one straight list, top to bottom, of everything that the
+//! machine has. What is not named here does not exist in the guest.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use capsa_core::backend::Accelerator;
+use capsa_core::disk::{ImageFormat, ResolvedDisk};
+use capsa_core::share::{MountMode, Share, ShareKind};
+use capsa_core::spec::{BootSpec, VmSpec};
+use serde_json::{Value, json};
+
+use super::firmware::UefiFirmware;
+
+/// QEMU's own sandbox: seccomp filters that deny what a running machine never needs.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// Descriptors that QEMU inherits.
+pub(super) struct InheritedSockets {
+    /// The monitor.
+    pub(super) qmp: RawFd,
+    /// The guest's serial console.
+    pub(super) console: RawFd,
+}
+
+/// Builds the argument list.
+pub(super) fn arguments(
+    spec: &VmSpec,
+    firmware: Option<&UefiFirmware>,
+    sockets: &InheritedSockets,
+) -> Result<Vec<OsString>, UnrepresentablePath> {
+    let mut args = Args::default();
+
+    // Nothing by default: no devices, no configuration files, no window, no system call that a
+    // running machine does not need.
+    args.flag("-nodefaults");
+    args.flag("-no-user-config");
+    args.option("-display", "none");
+    args.option("-sandbox", SANDBOX);
+    let name = spec.name.as_deref().unwrap_or("capsa");
+    args.option("-name", format!("guest={}", double_commas(name)));
+    args.option("-uuid", spec.id.to_string());
+
+    // The board: what a virtual machine does not need costs boot time.
+    args.option(
+        "-machine",
+        "q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off",
+    );
+    match spec.backend.accelerator {
+        Accelerator::Kvm => {
+            args.option("-accel", "kvm");
+            args.option("-cpu", "host");
+        }
+        _ => {
+            args.option("-accel", "tcg,thread=multi");
+            args.option("-cpu", "max");
+        }
+    }
+    args.option("-smp", spec.resources.cpus.to_string());
+    args.option("-m", format!("{}M", spec.resources.memory_mb));
+
+    // A VM is never restarted behind its owner's back; every end of the guest ends QEMU.
+    args.option(
+        "-action",
+        "reboot=shutdown,shutdown=poweroff,panic=shutdown",
+    );
+    args.option("-chardev", format!("socket,id=qmp,fd={}", sockets.qmp));
+    args.option("-mon", "chardev=qmp,mode=control");
+    args.option(
+        "-chardev",
+        format!("socket,id=console,fd={}", sockets.console),
+    );
+    args.option("-device", "isa-serial,chardev=console");
+    args.option("-device", "pvpanic");
+    args.option("-object", "rng-builtin,id=rng");
+    args.option("-device", "virtio-rng-pci,rng=rng");
+
+    match &spec.boot {
+        BootSpec::Linux {
+            kernel,
+            initrd,
+            cmdline,
+        } => {
+            args.option("-kernel", kernel);
+            if let Some(initrd) = initrd {
+                args.option("-initrd", initrd);
+            }
+            args.option("-append", cmdline);
+        }
+        BootSpec::Uefi { variables } => {
+            if let Some(firmware) = firmware {
+                args.flash(0, &firmware.code, "readonly=on");
+                match variables {
+                    Some(store) => args.flash(1, store, "readonly=off"),
+                    None => args.flash(1, &firmware.variables_template, "snapshot=on"),
+                }
+            }
+        }
+    }
+    for (index, disk) in spec.disks.iter().enumerate() {
+        args.option("-drive", drive(index, disk)?);
+        args.option("-device", format!("virtio-blk-pci,drive=disk{index}"));
+    }
+    for (index, share) in spec.shares.iter().enumerate() {
+        args.share(index, share);
+    }
+    Ok(args.0)
+}
+
+/// A path that cannot be written into JSON because it is not UTF-8.
+#[derive(Debug)]
+pub(super) struct UnrepresentablePath;
+
+/// A disk as a `-drive`. The block graph is given as JSON, whole: QEMU opens no file and guesses
+/// no format that is not in it. `-blockdev` could not make the throw-away overlay by itself.
+fn drive(index: usize, disk: &ResolvedDisk) -> Result<String, UnrepresentablePath> {
+    let mut graph = Value::Null;
+    for (depth, image) in disk.chain.iter().enumerate().rev() {
+        let backing = graph.take();
+        graph = json!({
+            "driver": image.format.name(),
+            "file": { "driver": "file", "filename": text(&image.path)? },
+        });
+        if image.format == ImageFormat::Qcow2 {
+            graph["backing"] = backing;
+            if depth == 0
+                && let Some(data) = &disk.data_file
+            {
+                graph["data-file"] = json!({
+                    "driver": "raw",
+                    "file": { "driver": "file", "filename": text(data)? },
+                });
+            }
+        }
+    }
+    let on = |yes| if yes { "on" } else { "off" };
+    // What is thrown away need not be flushed.
+    let cache = if disk.ephemeral {
+        "unsafe"
+    } else {
+        "writeback"
+    };
+    Ok(format!(
+        "if=none,id=disk{index},read-only={},snapshot={},cache={cache},discard=unmap,file=json:{}",
+        on(disk.read_only),
+        on(disk.ephemeral),
+        double_commas(&graph.to_string()),
+    ))
+}
+
+fn text(path: &Path) -> Result<&str, UnrepresentablePath> {
+    path.to_str().ok_or(UnrepresentablePath)
+}
+
+/// QEMU's option lists end a value at a comma; a doubled one stands for itself.
+fn double_commas(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+
+    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.0.push(name.into());
+        self.0.push(value.as_ref().into());
+    }
+
+    fn flash(&mut self, unit: u8, file: &Path, access: &str) {
+        let head = format!("if=pflash,unit={unit},format=raw,{access},file=");
+        self.option("-drive", with_path(&head, file, ""));
+    }
+
+    /// QEMU's 9p server. `multidevs=remap` keeps inode numbers unique when the folder holds other
+    /// file systems. Writable shares use `mapped-xattr`: owners, modes, links and device files
+    /// that the guest makes are extended attributes of plain files on the host, so that the guest
+    /// cannot leave a setuid program or a device there.
+    fn share(&mut self, index: usize, share: &Share) {
+        let access = match share.mode {
+            MountMode::ReadWrite => "security_model=mapped-xattr,fmode=0644,dmode=0755",
+            _ => "security_model=none,readonly=on",
+        };
+        let head = format!("local,id=share{index},multidevs=remap,path=");
+        self.option(
+            "-fsdev",
+            with_path(&head, &share.host_path, &format!(",{access}")),
+        );
+        // virtio-fs is not in this backend's capabilities, so every share that gets here is 9p.
+        debug_assert!(matches!(share.mechanism, ShareKind::Virtio9p { .. }));
+        self.option(
+            "-device",
+            format!("virtio-9p-pci,fsdev=share{index},mount_tag={}", share.tag),
+        );
+    }
+}
+
+/// `head`, the path with its commas doubled whatever its encoding, and `tail`.
+fn with_path(head: &str, path: &Path, tail: &str) -> OsString {
+    let mut value = head.as_bytes().to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        value.push(byte);
+        if byte == b',' {
+            value.push(b',');
+        }
+    }
+    value.extend_from_slice(tail.as_bytes());
+    OsString::from_vec(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capsa_core::disk::ImageFile;
+
+    #[test]
+    fn a_drive_names_its_whole_chain_and_nothing_can_break_out_of_a_file_name() {
+        let disk = ResolvedDisk {
+            chain: vec![
+                ImageFile {
+                    path: "/a,readonly=off,\"x\".qcow2".into(),
+                    format: ImageFormat::Qcow2,
+                },
+                ImageFile {
+                    path: "/base.img".into(),
+                    format: ImageFormat::Raw,
+                },
+            ],
+            data_file: None,
+            read_only: true,
+            ephemeral: false,
+        };
+        let drive = drive(3, &disk).unwrap();
+        let (options, graph) = drive.split_once("file=json:").unwrap();
+        assert!(options.contains("id=disk3,read-only=on,snapshot=off,"));
+        let graph: Value = serde_json::from_str(&graph.replace(",,", ",")).unwrap();
+        assert_eq!(graph["file"]["filename"], "/a,readonly=off,\"x\".qcow2");
+        assert_eq!(graph["backing"]["driver"], "raw");
+        assert_eq!(graph["backing"]["file"]["filename"], "/base.img");
+    }
+
+    #[test]
+    fn a_qcow2_without_a_backing_file_is_told_so() {
+        let disk = ResolvedDisk {
+            chain: vec![ImageFile {
+                path: "/a.qcow2".into(),
+                format: ImageFormat::Qcow2,
+            }],
+            data_file: None,
+            read_only: false,
+            ephemeral: true,
+        };
+        let drive = drive(0, &disk).unwrap();
+        assert!(drive.contains("\"backing\":null"), "{drive}");
+        assert!(drive.contains("snapshot=on,cache=unsafe"), "{drive}");
+    }
+
+    #[test]
+    fn commas_in_a_shared_folder_do_not_end_its_name() {
+        let value = with_path("path=", Path::new("/a,b"), ",readonly=on");
+        assert_eq!(value, "path=/a,,b,readonly=on");
+    }
+}

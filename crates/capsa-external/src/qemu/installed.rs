@@ -1,0 +1,173 @@
+//! The QEMU that is installed: where it is, and whether it is new enough.
+
+use std::env;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use capsa_core::backend::BackendKind;
+use capsa_core::error::BackendRefusal;
+use capsa_core::escape::one_line;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The oldest QEMU whose command line and QMP messages Capsa relies on (`-action`, fd= sockets).
+const OLDEST: (u32, u32) = (7, 2);
+
+/// How long `qemu -version` may take. It takes 30 ms on an idle machine.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// An installed QEMU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Installed {
+    pub(super) program: PathBuf,
+    pub(super) version: String,
+}
+
+/// What the process found last, and of which file: running `-version` takes longer than
+/// everything else before a start.
+static LAST: Mutex<Option<(FileIdentity, Installed)>> = Mutex::new(None);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Installed {
+    /// Finds QEMU on the PATH and asks it for its version, once per file.
+    pub(super) fn find() -> Result<Self, BackendRefusal> {
+        let program = on_path().ok_or_else(|| {
+            BackendRefusal::new(BackendKind::Qemu, format!("{PROGRAM} is not on the PATH"))
+                .hint("install QEMU: sudo apt-get install qemu-system-x86")
+        })?;
+        let identity = fs::metadata(&program).ok().map(|metadata| FileIdentity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        });
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(identity), Some((known, installed))) = (identity, last.as_ref())
+            && identity == *known
+        {
+            return Ok(installed.clone());
+        }
+        let version = ask_version(&program)?;
+        let installed = Self { program, version };
+        *last = identity.map(|identity| (identity, installed.clone()));
+        Ok(installed)
+    }
+}
+
+fn on_path() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(PROGRAM))
+        .find(|file| {
+            fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        })
+}
+
+fn ask_version(program: &Path) -> Result<String, BackendRefusal> {
+    let refusal = |reason: String| BackendRefusal::new(BackendKind::Qemu, reason);
+    let shown = program.display();
+    let output = run_bounded(program)
+        .map_err(|error| refusal(format!("cannot run {shown} -version: {error}")))?;
+    let version = parse_version(&output).ok_or_else(|| {
+        let said = one_line(&output, 80);
+        refusal(format!(
+            "{shown} -version says {said:?}, which is no version"
+        ))
+    })?;
+    match version.0 >= OLDEST {
+        true => Ok(version.1),
+        false => {
+            let (major, minor) = OLDEST;
+            Err(
+                refusal(format!("QEMU {} is older than {major}.{minor}", version.1))
+                    .hint("install a newer QEMU"),
+            )
+        }
+    }
+}
+
+/// Runs `program -version` and returns the first KiB of what it prints, within the deadline.
+fn run_bounded(program: &Path) -> std::io::Result<String> {
+    let mut child = Command::new(program)
+        .arg("-version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let started = Instant::now();
+    let mut output = Vec::new();
+    let read = child.stdout.take().map_or(Ok(()), |mut stdout| {
+        let mut buffer = [0; 1024];
+        loop {
+            let left = DEADLINE.saturating_sub(started.elapsed());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut readable = [PollFd::new(&stdout, PollFlags::IN)];
+            if poll(&mut readable, Some(&left))? == 0 {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            match stdout.read(&mut buffer)? {
+                0 => return Ok(()),
+                length if output.len() < buffer.len() => output.extend(&buffer[..length]),
+                _ => return Err(std::io::ErrorKind::InvalidData.into()),
+            }
+        }
+    });
+    if read.is_err() {
+        child.kill()?;
+    }
+    child.wait()?;
+    read.map(|()| String::from_utf8_lossy(&output).into_owned())
+}
+
+/// `QEMU emulator version 7.2.22 (Debian ...)` -> ((7, 2), "7.2.22").
+fn parse_version(output: &str) -> Option<((u32, u32), String)> {
+    let text = output.split("version ").nth(1)?.split([' ', '\n']).next()?;
+    let mut numbers = text.split('.').map(str::parse);
+    let major = numbers.next()?.ok()?;
+    let minor = numbers.next()?.ok()?;
+    Some(((major, minor), one_line(text, 40)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_qemu_prints_them() {
+        for (output, expected) in [
+            (
+                "QEMU emulator version 7.2.22 (Debian 1:7.2)\nCopyright",
+                Some(((7, 2), "7.2.22".to_owned())),
+            ),
+            (
+                "QEMU emulator version 10.0.2\n",
+                Some(((10, 0), "10.0.2".to_owned())),
+            ),
+            ("QEMU emulator version x", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_version(output), expected, "{output}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_floods_or_fails_is_an_error() {
+        assert!(run_bounded(Path::new("/bin/yes")).is_err());
+        assert!(run_bounded(Path::new("/nonexistent")).is_err());
+    }
+}

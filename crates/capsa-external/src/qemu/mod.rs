@@ -1,0 +1,226 @@
+//! QEMU: a q35 machine in a confined child process, driven over QMP.
+//!
+//! ```text
+//! driver thread                         qemu-system-x86_64
+//!   QemuMachine --- QMP, socket pair -----> monitor
+//!        |  `------ console, socket pair --> 16550 serial port
+//!        `--------- pidfd: kill, reap        virtio-blk, -9p, -rng, pvpanic
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use capsa_core::backend::{
+    Accelerator, BackendInfo, BackendKind, BackendVmHandle, HypervisorBackend,
+};
+use capsa_core::capabilities::{BackendCapabilities, BootMethod};
+use capsa_core::cmdline::KernelCmdline;
+use capsa_core::disk::ImageFormat;
+use capsa_core::error::{BackendRefusal, Error, Result, StartFailure};
+use capsa_core::resources::Isolation;
+use capsa_core::spec::{BootSpec, VmSpec};
+use capsa_kvm::probe::Freshness;
+use tokio::net::UnixStream;
+
+mod args;
+mod firmware;
+mod installed;
+mod machine;
+mod qmp;
+
+use self::args::InheritedSockets;
+use self::installed::Installed;
+use self::machine::QemuMachine;
+use self::qmp::{Qmp, QmpError};
+use crate::child::ChildProcess;
+
+/// How long QEMU may take from exec to its first QMP message. It takes 60 ms on an idle machine;
+/// a hundred starting at once on two cores take seconds.
+const GREETING: Duration = Duration::from_secs(30);
+
+/// QEMU 7.2 takes 288 vCPUs on q35; the conformance test boots this many.
+const MAX_CPUS: u32 = 64;
+
+/// Disks and shares on the root bus, which has 32 slots, one of them the chipset's and one the
+/// random number generator's; the rest is left for what later versions add.
+const MAX_DEVICES: usize = 24;
+
+/// An installed QEMU.
+#[derive(Debug, Clone)]
+pub struct QemuBackend {
+    cache: Option<PathBuf>,
+}
+
+impl QemuBackend {
+    /// The QEMU of this machine. `cache` is the folder in which probes keep what they found;
+    /// without one they run every time.
+    #[must_use]
+    pub fn new(cache: Option<PathBuf>) -> Self {
+        Self { cache }
+    }
+}
+
+fn start_failed(cause: StartFailure) -> Error {
+    Error::start_failed(BackendKind::Qemu, cause)
+}
+
+#[async_trait]
+impl HypervisorBackend for QemuBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Qemu
+    }
+
+    fn probe(&self, fresh: bool) -> Result<BackendInfo, BackendRefusal> {
+        let installed = Installed::find()?;
+        let freshness = match fresh {
+            true => Freshness::Fresh,
+            false => Freshness::Cached,
+        };
+        let verdict = capsa_kvm::probe::probe(freshness, self.cache.as_deref());
+        let (accelerator, isolation, reason) = match verdict.works() {
+            true => (Accelerator::Kvm, Isolation::Hardware, None),
+            false => (
+                Accelerator::Tcg,
+                Isolation::Emulation,
+                Some(verdict.to_string()),
+            ),
+        };
+        Ok(BackendInfo::new(
+            BackendKind::Qemu,
+            accelerator,
+            isolation,
+            format!("QEMU {}", installed.version),
+            reason,
+        ))
+    }
+
+    fn capabilities(&self, info: &BackendInfo) -> BackendCapabilities {
+        let mut capabilities = BackendCapabilities::minimal(info.isolation);
+        if firmware::find().is_some() {
+            capabilities.boot_methods.push(BootMethod::Uefi);
+        }
+        capabilities.image_formats = vec![ImageFormat::Raw, ImageFormat::Qcow2];
+        capabilities.virtio_9p = true;
+        capabilities.pause = true;
+        capabilities.max_cpus = MAX_CPUS;
+        capabilities.max_memory_mb = host_memory_mb();
+        capabilities.max_devices = MAX_DEVICES;
+        // The serial port is there from the first instruction on; panic=-1 ends a panicked guest
+        // at once instead of leaving it spinning.
+        capabilities.cmdline_defaults = KernelCmdline::new().console("ttyS0").arg("panic=-1");
+        capabilities
+    }
+
+    async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
+        let host = |action| move |source| start_failed(StartFailure::Host { action, source });
+        let installed = Installed::find().map_err(|r| Error::BackendUnavailable(Box::new(r)))?;
+        let firmware = firmware::find();
+        if let BootSpec::Uefi { variables } = &spec.boot {
+            let Some(firmware) = &firmware else {
+                return Err(host("find UEFI firmware for QEMU")(
+                    io::ErrorKind::NotFound.into(),
+                ));
+            };
+            if let Some(store) = variables {
+                make_variable_store(store, &firmware.variables_template)
+                    .map_err(host("make the UEFI variable store"))?;
+            }
+        }
+
+        let (qmp, qemus_qmp) =
+            StdUnixStream::pair().map_err(host("make a socket pair for QEMU's monitor"))?;
+        let (console, qemus_console) =
+            StdUnixStream::pair().map_err(host("make a socket pair for the console"))?;
+        for socket in [&qmp, &console] {
+            let switched = socket.set_nonblocking(true);
+            switched.map_err(host("switch a socket to non-blocking mode"))?;
+        }
+        let sockets = InheritedSockets {
+            qmp: qemus_qmp.as_raw_fd(),
+            console: qemus_console.as_raw_fd(),
+        };
+        let arguments = args::arguments(spec, firmware.as_ref(), &sockets).map_err(|_| {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "not UTF-8");
+            host("name a disk whose path is not UTF-8 to QEMU")(source)
+        })?;
+        let mut command = Command::new(&installed.program);
+        command.args(arguments);
+        let spawned = ChildProcess::spawn(command, &[qemus_qmp.as_fd(), qemus_console.as_fd()]);
+        let mut process = spawned.map_err(|source| {
+            start_failed(StartFailure::Spawn {
+                program: installed.program,
+                source,
+            })
+        })?;
+        // Ours would keep the sockets open after QEMU's death.
+        drop((qemus_qmp, qemus_console));
+
+        let qmp = UnixStream::from_std(qmp).map_err(host("watch QEMU's monitor"))?;
+        let cause = match Qmp::handshake(qmp, GREETING).await {
+            Ok(qmp) => {
+                let console = OwnedFd::from(console);
+                return Ok(Box::new(QemuMachine::new(process, qmp, console)));
+            }
+            Err(QmpError::Closed) => {
+                let exit = process.exited().await;
+                let stderr = process.last_words().await;
+                match busy_disk(spec, &stderr) {
+                    Some(path) => StartFailure::DiskBusy { path },
+                    None => StartFailure::Exited { exit, stderr },
+                }
+            }
+            Err(QmpError::Silent) => StartFailure::Silent {
+                after: GREETING,
+                stderr: process.last_words().await,
+            },
+            Err(QmpError::Refused(message) | QmpError::Protocol(message)) => {
+                StartFailure::Protocol { message }
+            }
+        };
+        Err(start_failed(cause))
+    }
+}
+
+/// The disk that QEMU could not lock, from its own words: "Failed to get "write" lock" and then
+/// the node's file. When the name is not in them and there is one disk, it is that one.
+fn busy_disk(spec: &VmSpec, stderr: &str) -> Option<PathBuf> {
+    if !(stderr.contains("Failed to get") && stderr.contains("lock")) {
+        return None;
+    }
+    let mut images = spec.disks.iter().map(|disk| &disk.image().path);
+    let named = |path: &&PathBuf| stderr.contains(&*path.to_string_lossy());
+    let found = images.clone().find(named).or_else(|| images.next());
+    found.cloned()
+}
+
+/// Copies the firmware's template to `store` unless that exists. A half-written store never gets
+/// the name: the copy is renamed when it is complete.
+fn make_variable_store(store: &std::path::Path, template: &std::path::Path) -> io::Result<()> {
+    if store.exists() {
+        return Ok(());
+    }
+    let mut partial = store.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let copied = fs::read(template)
+        .and_then(|bytes| fs::write(&partial, bytes))
+        .and_then(|()| fs::rename(&partial, store));
+    if copied.is_err() {
+        // Whatever is there is ours; the error to report is the first one.
+        let _ = fs::remove_file(&partial);
+    }
+    copied
+}
+
+/// The host's memory with its swap, in MiB: more than that can never be backed.
+fn host_memory_mb() -> u32 {
+    let info = rustix::system::sysinfo();
+    let units = u64::from(info.totalram) + u64::from(info.totalswap);
+    u32::try_from((units * u64::from(info.mem_unit)) >> 20).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,182 @@
+//! What this machine has of what Capsa needs, and what mends what is missing.
+
+use std::fmt;
+
+use capsa_core::capabilities::{BackendCapabilities, BootMethod};
+use serde::Serialize;
+
+use crate::backend;
+use crate::kit;
+
+/// The state of this machine, as far as Capsa is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Everything that was looked at.
+    pub requirements: Vec<Requirement>,
+    /// The backend that `Auto` takes, with what executes the guest and why; `None` when none
+    /// works.
+    pub chosen: Option<String>,
+}
+
+/// One thing that Capsa needs or can use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Requirement {
+    /// What it is: `/dev/kvm`, `backend qemu`, ...
+    pub name: &'static str,
+    /// Whether it is there.
+    pub finding: Finding,
+    /// What was found, and what follows from it.
+    pub detail: String,
+    /// The command that mends it.
+    pub mend: Option<String>,
+}
+
+/// The state of a [`Requirement`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Finding {
+    /// It is there and works.
+    Found,
+    /// It is not there or does not work, and VMs run without it: slower, or with less.
+    Limited,
+    /// It is not there, and no VM runs without it.
+    Missing,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Found => "found",
+            Self::Limited => "limited",
+            Self::Missing => "missing",
+        })
+    }
+}
+
+impl Requirement {
+    fn new(name: &'static str, finding: Finding, detail: impl Into<String>) -> Self {
+        Self {
+            name,
+            finding,
+            detail: detail.into(),
+            mend: None,
+        }
+    }
+
+    fn mend(mut self, command: impl Into<String>) -> Self {
+        self.mend = Some(command.into());
+        self
+    }
+}
+
+impl Report {
+    /// Whether a VM can run on this machine at all.
+    #[must_use]
+    pub fn can_run(&self) -> bool {
+        self.chosen.is_some()
+    }
+}
+
+/// Examines this machine. Ignores what earlier probes found.
+///
+/// Blocks: 100 ms as a rule; 250 ms at most for each probe, and as long as QEMU takes to tell its
+/// version.
+#[must_use]
+pub fn doctor() -> Report {
+    let mut requirements = Vec::new();
+    let mut chosen = None;
+    #[cfg(target_os = "linux")]
+    requirements.push(kvm());
+    let mut uefi = false;
+    for backend in backend::all() {
+        let name = backend.kind().name();
+        requirements.push(match backend.probe(true) {
+            Ok(info) => {
+                let capabilities = backend.capabilities(&info);
+                uefi |= boots_uefi(&capabilities);
+                chosen.get_or_insert_with(|| info.to_string());
+                let detail = format!(
+                    "{}; runs guests with {} ({} isolation)",
+                    info.version, info.accelerator, info.isolation
+                );
+                Requirement::new(name, Finding::Found, detail)
+            }
+            Err(refusal) => {
+                let found = Requirement::new(name, Finding::Missing, refusal.reason);
+                match refusal.hint {
+                    Some(hint) => found.mend(hint),
+                    None => found,
+                }
+            }
+        });
+    }
+    requirements.push(match uefi {
+        true => Requirement::new("UEFI firmware", Finding::Found, "disks can be booted"),
+        false => Requirement::new(
+            "UEFI firmware",
+            Finding::Limited,
+            "no firmware for QEMU's q35 machine: kernels boot directly, disks do not",
+        )
+        .mend("sudo apt-get install ovmf"),
+    });
+    requirements.push(guest_kit());
+    requirements.push(user());
+    Report {
+        requirements,
+        chosen,
+    }
+}
+
+fn boots_uefi(capabilities: &BackendCapabilities) -> bool {
+    capabilities.boot_methods.contains(&BootMethod::Uefi)
+}
+
+#[cfg(target_os = "linux")]
+fn kvm() -> Requirement {
+    use capsa_kvm::probe::{Freshness, probe};
+    let verdict = probe(Freshness::Fresh, None);
+    if verdict.works() {
+        return Requirement::new("/dev/kvm", Finding::Found, verdict.to_string());
+    }
+    let detail = format!("{verdict}; guests are emulated, which is slower and isolates less");
+    let found = Requirement::new("/dev/kvm", Finding::Limited, detail);
+    match verdict.hint() {
+        Some(hint) => found.mend(hint),
+        None => found,
+    }
+}
+
+fn guest_kit() -> Requirement {
+    const NAME: &str = "guest kit";
+    match kit::find() {
+        Ok(Some(kit)) => {
+            let detail = format!("Linux {}", kit.manifest.kernel_release);
+            Requirement::new(NAME, Finding::Found, detail)
+        }
+        Ok(None) => Requirement::new(
+            NAME,
+            Finding::Limited,
+            "not made yet: VMs need a kernel and an initrd of your own",
+        )
+        .mend("capsa setup"),
+        Err(error) => {
+            Requirement::new(NAME, Finding::Limited, error.full_message()).mend("capsa setup")
+        }
+    }
+}
+
+fn user() -> Requirement {
+    match rustix::process::geteuid().is_root() {
+        false => Requirement::new("user", Finding::Found, "not root"),
+        true => Requirement::new(
+            "user",
+            Finding::Limited,
+            "root: a guest that breaks out of its monitor is root on this machine, \
+             with no capability but to bypass file permissions",
+        )
+        .mend("run Capsa as a user of its own"),
+    }
+}

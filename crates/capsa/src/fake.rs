@@ -1,0 +1,169 @@
+//! A backend without a guest, for tests of programs that use Capsa (feature `test-utils`).
+//!
+//! Its "guest" is a shell of five words on the console: `poweroff`, `reboot`, `panic`, `crash`
+//! and `hang` (deaf to its power button from then on) do what they say, everything else is
+//! answered with itself. It prints `login:` when it starts, powers off when its power button is
+//! pressed, and answers nothing while it is paused. Builders, handles, consoles, states and errors
+//! are the real ones.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use async_trait::async_trait;
+use capsa_core::backend::{
+    Accelerator, BackendInfo, BackendKind, BackendVmHandle, GuestEnd, HypervisorBackend,
+};
+use capsa_core::capabilities::BackendCapabilities;
+use capsa_core::error::{
+    BackendRefusal, Error, HypervisorFailure, ProcessExit, Result, StartFailure,
+};
+use capsa_core::resources::Isolation;
+use capsa_core::spec::VmSpec;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Bytes that `build` takes for a Linux kernel (the header of Documentation/arch/x86/boot.rst,
+/// protocol 2.15, and one sector of nothing): write them to a file.
+#[must_use]
+pub fn kernel_image() -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    image[0x1f1] = 1; // setup_sects
+    image[0x1fe..0x200].copy_from_slice(&0xaa55_u16.to_le_bytes()); // boot_flag
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes()); // version
+    image[0x211] = 1; // loadflags: LOADED_HIGH
+    image[0x238..0x23c].copy_from_slice(&2047_u32.to_le_bytes()); // cmdline_size
+    image
+}
+
+/// The backend. `Auto` never takes it.
+pub(crate) struct FakeBackend;
+
+#[async_trait]
+impl HypervisorBackend for FakeBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Fake
+    }
+
+    fn probe(&self, _fresh: bool) -> Result<BackendInfo, BackendRefusal> {
+        Ok(BackendInfo::new(
+            BackendKind::Fake,
+            Accelerator::None,
+            Isolation::Emulation,
+            "no guest".into(),
+            None,
+        ))
+    }
+
+    fn capabilities(&self, _info: &BackendInfo) -> BackendCapabilities {
+        let mut capabilities = BackendCapabilities::minimal(Isolation::Emulation);
+        capabilities.pause = true;
+        capabilities.max_cpus = 8;
+        capabilities.max_devices = 8;
+        capabilities
+    }
+
+    async fn start(&self, _spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
+        let failed = |source| {
+            let action = "make a socket pair for the console";
+            Error::start_failed(BackendKind::Fake, StartFailure::Host { action, source })
+        };
+        let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        theirs.set_nonblocking(true).map_err(failed)?;
+        let (read, mut write) = UnixStream::from_std(theirs).map_err(failed)?.into_split();
+        write.write_all(b"login: ").await.map_err(failed)?;
+        Ok(Box::new(FakeMachine {
+            console: Some(ours.into()),
+            lines: BufReader::new(read),
+            line: Vec::new(),
+            write,
+            paused: false,
+            deaf: false,
+            end: None,
+        }))
+    }
+}
+
+struct FakeMachine {
+    console: Option<OwnedFd>,
+    lines: BufReader<OwnedReadHalf>,
+    /// The line that is being read: kept here so that `wait` loses nothing when it is dropped.
+    line: Vec<u8>,
+    write: OwnedWriteHalf,
+    paused: bool,
+    deaf: bool,
+    end: Option<GuestEnd>,
+}
+
+impl FakeMachine {
+    async fn obey(&mut self) -> Option<GuestEnd> {
+        let line = std::mem::take(&mut self.line);
+        let reply: &[u8] = match line.trim_ascii() {
+            b"poweroff" => return Some(GuestEnd::PowerOff),
+            b"reboot" => return Some(GuestEnd::Reset),
+            b"panic" => return Some(GuestEnd::Panicked),
+            b"crash" => {
+                return Some(GuestEnd::Crashed(Error::Hypervisor {
+                    backend: BackendKind::Fake,
+                    cause: Box::new(HypervisorFailure::Exited {
+                        exit: ProcessExit::new("fake", Some(1), None),
+                        stderr: "asked to crash".into(),
+                    }),
+                }));
+            }
+            b"hang" => {
+                self.deaf = true;
+                b"hanging\n"
+            }
+            _ => &line,
+        };
+        // The other end is closed only when the VM ends.
+        let _ = self.write.write_all(reply).await;
+        None
+    }
+}
+
+#[async_trait]
+impl BackendVmHandle for FakeMachine {
+    fn take_console(&mut self) -> Option<OwnedFd> {
+        self.console.take()
+    }
+
+    async fn wait(&mut self) -> GuestEnd {
+        loop {
+            if let Some(end) = self.end.take() {
+                return end;
+            }
+            if self.paused {
+                std::future::pending::<()>().await;
+            }
+            match self.lines.read_until(b'\n', &mut self.line).await {
+                Ok(1..) => self.end = self.obey().await,
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn power_button(&mut self) -> Result<()> {
+        if !self.deaf {
+            self.end.get_or_insert(GuestEnd::PowerOff);
+        }
+        Ok(())
+    }
+
+    async fn pause(&mut self) -> Result<()> {
+        self.paused = true;
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<()> {
+        self.paused = false;
+        Ok(())
+    }
+
+    async fn kill(&mut self) {
+        self.end = Some(GuestEnd::Killed);
+    }
+}

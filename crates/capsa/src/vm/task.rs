@@ -1,0 +1,317 @@
+//! The task that owns a machine, from start to end, on the driver thread.
+//!
+//! It is the only caller of the machine, so no two operations on it overlap. What handles want
+//! reaches it as commands; `kill` and the VM's own time limit reach it through a token that
+//! interrupts whatever it waits for. However it ends, even by a panic, the VM's end is published.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use capsa_core::backend::{BackendVmHandle, GuestEnd, HypervisorBackend};
+use capsa_core::error::{Error, Result, StartFailure};
+use capsa_core::resources::ConsoleMode;
+use capsa_core::spec::VmSpec;
+use capsa_core::status::VmStatus;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, debug, info, warn};
+
+use super::lifecycle::{EndRequest, Lifecycle};
+use super::{RetryPolicy, VmShared};
+use crate::console::{InputQueue, pump};
+use crate::inspect;
+use crate::stdio::StdioBridge;
+
+/// How long the last console output may take once the machine is gone. It lies in the socket.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// How often the power button is pressed while the guest is asked to stop: a guest that boots
+/// misses what comes before its driver.
+const PRESS_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a handle wants of the machine.
+pub(crate) enum Command {
+    /// Ask the guest to power off, and kill it after this time.
+    Stop(Duration),
+    /// Stop the vCPUs.
+    Pause(oneshot::Sender<Result<()>>),
+    /// Let the vCPUs run.
+    Resume(oneshot::Sender<Result<()>>),
+}
+
+/// A VM that is about to start.
+pub(crate) struct VmTask {
+    pub(crate) vm: Arc<VmShared>,
+    pub(crate) backend: Arc<dyn HypervisorBackend>,
+    pub(crate) spec: VmSpec,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) commands: mpsc::UnboundedReceiver<Command>,
+    /// What consoles type. Dropped after the end is published, so that a write which fails then
+    /// can say how the VM ended.
+    pub(crate) typed: InputQueue,
+}
+
+impl VmTask {
+    pub(crate) async fn run(self) {
+        let span = tracing::info_span!(
+            target: "capsa::vm", "vm", id = %self.spec.id, name = self.spec.name.as_deref()
+        );
+        self.live().instrument(span).await;
+    }
+
+    async fn live(mut self) {
+        let guard = PublishEnd(Arc::clone(&self.vm));
+        let time_limit = self.vm.timeout.map(|limit| {
+            let vm = Arc::clone(&self.vm);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                sleep(limit).await;
+                vm.end(EndRequest::TimeOut);
+            }))
+        });
+        info!(target: "capsa::vm", backend = %self.spec.backend, "starting");
+        let (end, panic) = match self.start().await {
+            Err(end) => (end, None),
+            Ok(machine) => self.supervise(machine).await,
+        };
+        drop(time_limit);
+        self.vm.output.close();
+        self.vm.state.send_modify(|state| state.ended(end, panic));
+        let state = self.vm.state.borrow();
+        match state.failure() {
+            None => info!(target: "capsa::vm", status = %state.status(), "ended"),
+            Some(_) => warn!(target: "capsa::vm", status = %state.status(), "ended"),
+        }
+        drop(state);
+        drop(guard);
+    }
+
+    /// Starts the machine, again where the failure may pass. An end request interrupts it.
+    async fn start(&self) -> Result<Box<dyn BackendVmHandle>, GuestEnd> {
+        let attempt = || async {
+            self.refuse_busy_disks()?;
+            self.backend.start(&self.spec).await
+        };
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(self.retry.first_delay)
+            .with_factor(2.0)
+            .with_max_times(self.retry.retries);
+        let started = attempt
+            .retry(backoff)
+            .when(Error::retryable)
+            .notify(|error, delay| {
+                info!(target: "capsa::vm", %error, ?delay, "start failed, trying again");
+            });
+        tokio::select! {
+            biased;
+            () = self.vm.kill.cancelled() => Err(GuestEnd::Killed),
+            started = started => started.map_err(GuestEnd::Crashed),
+        }
+    }
+
+    /// The monitor takes the locks itself; looking first makes the common case a clear error.
+    fn refuse_busy_disks(&self) -> Result<()> {
+        for disk in &self.spec.disks {
+            let path = &disk.image().path;
+            match inspect::lock::is_busy(path, disk.is_writable()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let cause = StartFailure::DiskBusy { path: path.clone() };
+                    return Err(Error::start_failed(self.spec.backend.kind, cause));
+                }
+                Err(source) => return Err(Error::io("look at the locks of", path, source)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the machine to its end and drains its console. Says how it ended and, if the console
+    /// tells of a kernel panic, the kernel's words.
+    async fn supervise(
+        &mut self,
+        mut machine: Box<dyn BackendVmHandle>,
+    ) -> (GuestEnd, Option<String>) {
+        let (socket, stdio) = match self.connect_console(&mut *machine) {
+            Ok(connected) => connected,
+            Err(source) => {
+                machine.kill().await;
+                let action = "connect the console";
+                let cause = StartFailure::Host { action, source };
+                let error = Error::start_failed(self.spec.backend.kind, cause);
+                return (GuestEnd::Crashed(error), None);
+            }
+        };
+        self.vm.state.send_modify(Lifecycle::running);
+        debug!(target: "capsa::vm", "running");
+
+        let Self {
+            vm,
+            commands,
+            typed,
+            ..
+        } = self;
+        let output = Arc::clone(&vm.output);
+        let mut pump = Box::pin(async {
+            match socket {
+                Some(socket) => pump(socket, &output, typed).await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut drained = false;
+        let end = {
+            let mut until_end = Box::pin(until_end(vm, &mut *machine, commands));
+            loop {
+                tokio::select! {
+                    end = &mut until_end => break end,
+                    () = &mut pump, if !drained => drained = true,
+                }
+            }
+        };
+        drop(machine);
+        if !drained {
+            // What the guest wrote last still lies in the socket.
+            let _ = timeout(LAST_OUTPUT, &mut pump).await;
+        }
+        drop(pump);
+        if let Some(stdio) = stdio {
+            stdio.finish(LAST_OUTPUT).await;
+        }
+        (end, vm.panic_message())
+    }
+
+    fn connect_console(
+        &self,
+        machine: &mut dyn BackendVmHandle,
+    ) -> io::Result<(Option<UnixStream>, Option<StdioBridge>)> {
+        let socket = machine.take_console().map(StdUnixStream::from);
+        let socket = socket.map(UnixStream::from_std).transpose()?;
+        let stdio = match self.vm.console_mode {
+            ConsoleMode::Stdio => Some(StdioBridge::start(self.vm.open_console())?),
+            _ => None,
+        };
+        Ok((socket, stdio))
+    }
+}
+
+/// Serves commands until the machine is gone.
+async fn until_end(
+    vm: &VmShared,
+    machine: &mut dyn BackendVmHandle,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+) -> GuestEnd {
+    let mut stop: Option<Stop> = None;
+    loop {
+        let next = stop.as_ref().map(Stop::next_step);
+        tokio::select! {
+            biased;
+            () = vm.kill.cancelled() => break,
+            end = machine.wait() => return end,
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                let Some(stop) = &mut stop else { continue };
+                if Instant::now() >= stop.deadline {
+                    info!(target: "capsa::vm", "the guest did not power off in time");
+                    break;
+                }
+                stop.next_press = Instant::now() + PRESS_AGAIN;
+                if let Some(Err(error)) = interruptible(vm, machine.power_button()).await {
+                    info!(target: "capsa::vm", %error, "cannot press the power button");
+                    break;
+                }
+            }
+            Some(command) = commands.recv() => match command {
+                Command::Stop(grace) => {
+                    let deadline = Instant::now() + grace;
+                    let deadline = stop.map_or(deadline, |stop| stop.deadline.min(deadline));
+                    stop = Some(Stop { deadline, next_press: Instant::now() });
+                    // A paused guest cannot obey its power button.
+                    if *vm.state.borrow().status() == VmStatus::Paused
+                        && let Some(Err(error)) = interruptible(vm, machine.resume()).await
+                    {
+                        info!(target: "capsa::vm", %error, "cannot resume the guest to stop it");
+                        break;
+                    }
+                    vm.state.send_modify(Lifecycle::stopping);
+                }
+                Command::Pause(reply) => {
+                    let done = interruptible(vm, machine.pause()).await;
+                    answer(vm, reply, done, Lifecycle::paused);
+                }
+                Command::Resume(reply) => {
+                    let done = interruptible(vm, machine.resume()).await;
+                    answer(vm, reply, done, Lifecycle::resumed);
+                }
+            },
+        }
+    }
+    machine.kill().await;
+    machine.wait().await
+}
+
+/// A stop under way.
+#[derive(Clone, Copy)]
+struct Stop {
+    /// When the guest is killed.
+    deadline: Instant,
+    /// When its power button is pressed again.
+    next_press: Instant,
+}
+
+impl Stop {
+    fn next_step(&self) -> Instant {
+        self.deadline.min(self.next_press)
+    }
+}
+
+/// Runs a command of the machine unless the VM is to be killed.
+async fn interruptible<T>(vm: &VmShared, command: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = vm.kill.cancelled() => None,
+        done = command => Some(done),
+    }
+}
+
+/// Publishes what a command did before its caller learns of it. An interrupted command gets no
+/// answer: its caller waits for the end as well.
+fn answer(
+    vm: &VmShared,
+    reply: oneshot::Sender<Result<()>>,
+    done: Option<Result<()>>,
+    transition: fn(&mut Lifecycle),
+) {
+    let Some(done) = done else { return };
+    if done.is_ok() {
+        vm.state.send_modify(transition);
+    }
+    // A caller that gave up does not want the answer.
+    let _ = reply.send(done);
+}
+
+/// Publishes an end when the task is dropped before it did so itself: by a panic in it.
+struct PublishEnd(Arc<VmShared>);
+
+impl Drop for PublishEnd {
+    fn drop(&mut self) {
+        self.0.output.close();
+        self.0.state.send_if_modified(|state| {
+            let lost = !state.status().is_ended();
+            if lost {
+                let source = std::io::Error::other("the VM's task ended early");
+                let action = "keep track of the VM".into();
+                state.ended(
+                    GuestEnd::Crashed(Error::Io {
+                        action,
+                        path: None,
+                        source,
+                    }),
+                    None,
+                );
+            }
+            lost
+        });
+    }
+}
