@@ -45,7 +45,9 @@ pub(crate) fn inspect(disk: &DiskImage) -> Result<ResolvedDisk, Vec<ConfigProble
     while let Some((path, format)) = next {
         let is_top = resolved.chain.is_empty();
         let access = match is_top && disk.is_writable() {
-            true => Access::ReadWrite,
+            true => Access::ReadWrite {
+                or: "use the disk `read_only()` or `ephemeral()`",
+            },
             false => Access::Read,
         };
         let file = HostFile::open(FIELD, EXPECTED, &path, access).map_err(|p| vec![p])?;

@@ -22,7 +22,10 @@ pub(super) struct HostFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
-    ReadWrite,
+    /// `or` is what to do where the file must not be written, as the end of a sentence.
+    ReadWrite {
+        or: &'static str,
+    },
 }
 
 impl HostFile {
@@ -41,19 +44,14 @@ impl HostFile {
         let fail = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => problem(format!("{shown} does not exist"))
                 .hint("check the path; a relative one starts at the current folder"),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                let verb = match access {
-                    Access::Read => "read",
-                    Access::ReadWrite => "written",
-                };
-                problem(format!("{shown} cannot be {verb}: {error}")).hint(match access {
-                    Access::Read => "give the user who runs Capsa read permission",
-                    Access::ReadWrite => {
-                        "give the user who runs Capsa write permission, or use the disk \
-                         `read_only()` or `ephemeral()`"
-                    }
-                })
-            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => match access {
+                Access::Read => problem(format!("{shown} cannot be read: {error}"))
+                    .hint("give the user who runs Capsa read permission"),
+                Access::ReadWrite { or } => problem(format!("{shown} cannot be written: {error}"))
+                    .hint(format!(
+                        "give the user who runs Capsa write permission, or {or}"
+                    )),
+            },
             _ => problem(format!("{shown} cannot be opened: {error}")),
         };
 
@@ -72,7 +70,7 @@ impl HostFile {
         // NONBLOCK and the second look: the name may have got another file in the meantime.
         let mode = match access {
             Access::Read => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
+            Access::ReadWrite { .. } => OFlags::RDWR,
         };
         let flags = mode | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::open(&canonical, flags, Mode::empty())

@@ -119,14 +119,14 @@ fn walk(mut reader: impl BufRead + Seek, len: u64) -> io::Result<Option<Flaw>> {
             }
         }
         let Some(header) = read_header(&mut reader)? else {
-            let needs = offset + Header::LEN;
+            let needs = offset + Header::LEN as u64;
             return Ok(Some(Flaw::Truncated { needs }));
         };
         let Some(header) = Header::parse(&header) else {
             return Ok(Some(Flaw::Damaged { offset }));
         };
         // The name follows the header, the data follows the name.
-        let name_end = offset + Header::LEN + header.name_len;
+        let name_end = offset + Header::LEN as u64 + header.name_len;
         let end = name_end.next_multiple_of(ALIGNMENT) + header.file_len;
         if len < end {
             return Ok(Some(Flaw::Truncated { needs: end }));
@@ -145,8 +145,8 @@ fn walk(mut reader: impl BufRead + Seek, len: u64) -> io::Result<Option<Flaw>> {
 }
 
 /// The header's bytes, `None` where the file ends before.
-fn read_header(reader: &mut impl Read) -> io::Result<Option<[u8; Header::LEN as usize]>> {
-    let mut header = [0; Header::LEN as usize];
+fn read_header(reader: &mut impl Read) -> io::Result<Option<[u8; Header::LEN]>> {
+    let mut header = [0; Header::LEN];
     match reader.read_exact(&mut header) {
         Ok(()) => Ok(Some(header)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
@@ -176,9 +176,9 @@ struct Header {
 }
 
 impl Header {
-    const LEN: u64 = 110;
+    const LEN: usize = 110;
 
-    fn parse(bytes: &[u8; Self::LEN as usize]) -> Option<Self> {
+    fn parse(bytes: &[u8; Self::LEN]) -> Option<Self> {
         let (magic, fields) = bytes.split_at(6);
         let field = |index: usize| {
             let digits = fields.get(index * 8..)?.get(..8)?;

@@ -60,6 +60,13 @@ pub(crate) fn is_busy(path: &Path, writable: bool) -> io::Result<bool> {
 }
 
 /// Whether somebody else holds a lock of any kind on this byte.
+#[cfg_attr(
+    target_os = "linux",
+    expect(
+        clippy::cast_possible_truncation,
+        reason = "the constants are 0, 1 and 2; libc types them as int, and the fields as short"
+    )
+)]
 fn is_locked(image: &File, byte: i64) -> io::Result<bool> {
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

@@ -13,12 +13,20 @@ pub(crate) mod initrd;
 pub(crate) mod kernel;
 pub(crate) mod lock;
 pub(crate) mod share;
+pub(crate) mod variables;
 
 mod content;
 mod host_file;
 mod qcow2;
 
 #[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(
+    not(feature = "fuzzing"),
+    expect(
+        unreachable_pub,
+        reason = "only the fuzz targets reach it from outside"
+    )
+)]
 pub mod fuzz;
 #[cfg(test)]
 mod tests;

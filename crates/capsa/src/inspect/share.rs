@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use capsa_core::problem::ConfigProblem;
-use capsa_core::share::MountMode;
+use capsa_core::share::{MountMode, SharedDir};
 use rustix::fs::Access;
 use rustix::io::Errno;
 
@@ -15,19 +15,12 @@ const FIELD: &str = "share";
 const PROBE_ATTRIBUTE: &str = "user.capsa.probe";
 
 /// Looks at a share and gives the folder's absolute path, without symbolic links. Blocks.
-pub(crate) fn inspect(
-    host_path: &Path,
-    guest_path: &str,
-    mode: MountMode,
-) -> Result<PathBuf, Vec<ConfigProblem>> {
-    let mut problems = Vec::new();
-    problems.extend(check_guest_path(guest_path).err());
-    match check_folder(host_path, mode) {
-        Ok(folder) if problems.is_empty() => return Ok(folder),
-        Ok(_) => {}
-        Err(problem) => problems.push(problem),
+pub(crate) fn inspect(share: &SharedDir) -> Result<PathBuf, Vec<ConfigProblem>> {
+    let guest_path = check_guest_path(&share.guest_path);
+    match (guest_path, check_folder(&share.host_path, share.mode)) {
+        (Ok(()), Ok(folder)) => Ok(folder),
+        (guest_path, folder) => Err(guest_path.err().into_iter().chain(folder.err()).collect()),
     }
-    Err(problems)
 }
 
 fn check_folder(path: &Path, mode: MountMode) -> Result<PathBuf, ConfigProblem> {
