@@ -1,0 +1,57 @@
+//! The probe on the machine that the tests run on, whatever that has.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![expect(unsafe_code, reason = "signal dispositions have no safe interface")]
+
+use std::fs::{self, OpenOptions};
+
+use capsa_kvm::probe::{Freshness, Verdict, probe};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+/// One test, because it counts what belongs to the whole process.
+#[test]
+fn the_verdict_is_definite_and_nothing_is_left() {
+    // A program that ignores SIGCHLD has its children reaped by the kernel; not this one.
+    // SAFETY: SIG_IGN runs no code; no other test is in this process.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let dir = tempfile::tempdir().unwrap();
+
+    let first = probe(Freshness::Fresh, Some(dir.path()));
+    let opens = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    let definite = matches!(first, Verdict::Works | Verdict::CannotRunStockKernel { .. });
+    assert_eq!(definite, opens, "{first}");
+    assert_eq!(first.works(), first.hint().is_none(), "{first}");
+
+    let before = (entries("/proc/self/fd"), entries("/proc/self/task"));
+    for round in 0..20 {
+        assert_eq!(
+            probe(Freshness::Fresh, Some(dir.path())),
+            first,
+            "round {round}"
+        );
+        assert_eq!(
+            probe(Freshness::Cached, Some(dir.path())),
+            first,
+            "round {round}"
+        );
+    }
+    let after = (entries("/proc/self/fd"), entries("/proc/self/task"));
+    assert_eq!(before, after, "descriptors, threads");
+    assert_eq!(entries(dir.path().to_str().unwrap()), usize::from(definite));
+
+    // __WALL: children of every kind.
+    let any = WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+    let child = waitid(
+        WaitId::All,
+        any | WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    );
+    assert_eq!(child.err(), Some(Errno::CHILD), "a child is left");
+}
+
+fn entries(dir: &str) -> usize {
+    fs::read_dir(dir).expect("a readable folder").count()
+}
