@@ -118,6 +118,7 @@ fn walk(mut reader: impl BufRead + Seek, len: u64) -> io::Result<Option<Flaw>> {
                 return Ok(Some(Flaw::Damaged { offset }));
             }
         }
+        // Also where the data of the entry before ends behind the file.
         let Some(header) = read_header(&mut reader)? else {
             let needs = offset + Header::LEN as u64;
             return Ok(Some(Flaw::Truncated { needs }));
@@ -128,9 +129,6 @@ fn walk(mut reader: impl BufRead + Seek, len: u64) -> io::Result<Option<Flaw>> {
         // The name follows the header, the data follows the name.
         let name_end = offset + Header::LEN as u64 + header.name_len;
         let end = name_end.next_multiple_of(ALIGNMENT) + header.file_len;
-        if len < end {
-            return Ok(Some(Flaw::Truncated { needs: end }));
-        }
         let mut name = Vec::new();
         reader
             .by_ref()

@@ -136,6 +136,13 @@ fn formats_that_no_backend_takes_are_named_with_the_way_to_convert_them() {
 fn an_image_that_is_cut_off_is_refused_wherever_the_cut_is() {
     let files = Files::new();
     let path = qcow2(&files, "a.qcow2");
+    // A fresh image ends with its L1 table.
+    let fresh = fs::metadata(&path).unwrap().len();
+    truncate(&path, fresh - 1);
+    let words = "is truncated: the L1 table";
+    assert_refused(inspect(&DiskImage::new(&path)), &path, words);
+    truncate(&path, fresh);
+
     files.run("qemu-io", &["-c", "write 0 1M", "a.qcow2"]);
     let whole = fs::read(&path).unwrap();
     assert!(inspect(&DiskImage::new(&path)).is_ok());
