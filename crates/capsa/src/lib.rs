@@ -42,11 +42,7 @@ mod doctor;
 mod driver;
 #[cfg(feature = "test-utils")]
 pub mod fake;
-#[cfg(not(feature = "fuzzing"))]
 mod inspect;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod inspect;
 mod resolve;
 mod stdio;
 mod vm;

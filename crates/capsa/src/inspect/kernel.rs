@@ -1,13 +1,14 @@
 //! The kernel: an x86 bzImage, whole, of a boot protocol that tells how long a command line
-//! may be.
+//! may be; or a vmlinux that can be entered directly.
 //!
-//! All offsets and numbers: Linux, Documentation/arch/x86/boot.rst.
+//! All offsets and numbers of the bzImage: Linux, Documentation/arch/x86/boot.rst.
 
 use std::path::{Path, PathBuf};
 
 use capsa_core::problem::ConfigProblem;
 
 use super::content;
+use super::elf::{self, ElfFlaw};
 use super::host_file::{Access, HostFile};
 
 const FIELD: &str = "kernel";
@@ -44,7 +45,13 @@ pub(crate) fn inspect(path: &Path) -> Result<KernelImage, ConfigProblem> {
     let head = file
         .head::<{ content::HEAD }>()
         .map_err(|error| file.unreadable(FIELD, &error))?;
-    match parse(&head, file.len) {
+    let parsed = match head.starts_with(b"\x7fELF") {
+        true => elf::check(file.as_file(), file.len)
+            .map(|()| elf::CMDLINE_SIZE)
+            .map_err(Flaw::Elf),
+        false => parse(&head, file.len),
+    };
+    match parsed {
         Ok(cmdline_size) => Ok(KernelImage {
             path: file.path,
             cmdline_size,
@@ -60,6 +67,7 @@ pub(super) enum Flaw {
     NotLoadedHigh,
     OldProtocol { major: u8, minor: u8 },
     Truncated { needs: u64 },
+    Elf(ElfFlaw),
 }
 
 impl Flaw {
@@ -69,23 +77,26 @@ impl Flaw {
         match *self {
             Self::NotBzImage { instead } => {
                 let is = instead.unwrap_or("something else");
-                let problem = problem(format!("{path} is {is}; it must be {EXPECTED}"));
-                match instead {
-                    Some("an ELF file") => {
-                        problem.hint("use arch/x86/boot/bzImage of the same kernel build")
-                    }
-                    _ => problem,
-                }
+                problem(format!("{path} is {is}; it must be {EXPECTED}"))
             }
+            Self::Elf(ElfFlaw::WrongMachine) => problem(format!(
+                "{path} is an ELF file, but no 64-bit x86 kernel; it must be {EXPECTED}"
+            )),
+            Self::Elf(ElfFlaw::NoEntry) => problem(format!(
+                "{path} is an ELF file without a PVH entry; it must be {EXPECTED}"
+            ))
+            .hint(
+                "use arch/x86/boot/bzImage of the same kernel build, or build it with CONFIG_PVH",
+            ),
             Self::NotLoadedHigh => problem(format!("{path} is a zImage; it must be {EXPECTED}"))
                 .hint("build the kernel with `make bzImage`"),
             Self::OldProtocol { major, minor } => problem(format!(
                 "{path} has boot protocol {major}.{minor:02}; 2.06 (Linux 2.6.22) or later is \
                  needed, which tells how long a command line may be"
             )),
-            Self::Truncated { needs } => problem(format!(
-                "{path} is truncated: it has {len} bytes of at least {needs}"
-            ))
+            Self::Truncated { needs } | Self::Elf(ElfFlaw::Truncated { needs }) => problem(
+                format!("{path} is truncated: it has {len} bytes of at least {needs}"),
+            )
             .hint("copy or download the kernel again"),
         }
     }

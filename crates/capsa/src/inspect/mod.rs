@@ -16,6 +16,7 @@ pub(crate) mod share;
 pub(crate) mod variables;
 
 mod content;
+mod elf;
 mod host_file;
 mod qcow2;
 

@@ -116,14 +116,16 @@ impl VmTask {
     /// The monitor takes the locks itself; looking first makes the common case a clear error.
     fn refuse_busy_disks(&self) -> Result<()> {
         for disk in &self.spec.disks {
-            let path = &disk.image().path;
-            match inspect::lock::is_busy(path, disk.is_writable()) {
-                Ok(false) => {}
-                Ok(true) => {
+            let writable = disk.is_writable();
+            let backing = disk.chain[1..].iter().map(|file| (&file.path, false));
+            let files = [(&disk.image().path, writable)];
+            let data = disk.data_file.iter().map(|path| (path, writable));
+            for (path, writable) in files.into_iter().chain(data).chain(backing) {
+                let busy = inspect::lock::is_busy(path, writable);
+                if busy.map_err(|source| Error::io("look at the locks of", path, source))? {
                     let cause = StartFailure::DiskBusy { path: path.clone() };
                     return Err(Error::start_failed(self.spec.backend.kind, cause));
                 }
-                Err(source) => return Err(Error::io("look at the locks of", path, source)),
             }
         }
         Ok(())
