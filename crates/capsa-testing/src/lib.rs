@@ -1,1 +1,3 @@
 //! Guests, fixtures and behaviours for tests.
+
+pub mod images;

@@ -116,7 +116,7 @@ fn check_size(folder: &Path, file: &KitFile) -> Result<()> {
 
 /// Writes one of the kit's files into `work`, under the name that it keeps.
 pub(super) fn write_file(work: &Path, role: &str, content: &[u8]) -> Result<KitFile> {
-    let sha256 = hex(&Sha256::digest(content));
+    let sha256 = sha256(content);
     let name = format!("{role}-{}", &sha256[..NAME_DIGITS]);
     write_durably(&work.join(&name), content)?;
     Ok(KitFile {
@@ -218,6 +218,11 @@ fn digest(mut reader: impl Read) -> io::Result<(u64, String)> {
             }
         }
     }
+}
+
+/// The SHA-256 of `content`, in hexadecimal.
+pub(super) fn sha256(content: &[u8]) -> String {
+    hex(&Sha256::digest(content))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -9,7 +9,8 @@ use std::io::{self, Write as _};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use super::modules::Module;
+use super::folder;
+use super::modules::{self, Module};
 
 /// An archive being built.
 #[derive(Default)]
@@ -42,8 +43,9 @@ const FILES: [(&str, u32, &str); 6] = [
 ];
 
 /// Folders that are mount points, or that busybox puts its links into.
-const FOLDERS: [&str; 11] = [
+const FOLDERS: [&str; 12] = [
     "bin", "dev", "mnt", "proc", "root", "run", "sbin", "sys", "sysroot", "tmp", "usr/bin",
+    "usr/sbin",
 ];
 
 /// What init runs of busybox; a shell gets the other names at run time. The kernel itself runs
@@ -75,7 +77,6 @@ pub(super) fn build(busybox: Vec<u8>, release: &str, modules: Vec<Module>) -> io
     for path in FOLDERS {
         archive.insert(path, Entry::Folder);
     }
-    archive.insert("usr/sbin", Entry::Folder);
     // The kernel gives init its standard streams from here, before anything can be mounted.
     archive.insert("dev/console", Entry::Device { major: 5, minor: 1 });
     archive.insert("dev/null", Entry::Device { major: 1, minor: 3 });
@@ -105,6 +106,16 @@ pub(super) fn build(busybox: Vec<u8>, release: &str, modules: Vec<Module>) -> io
         archive.file(&path, 0o644, module.content);
     }
     archive.finish()
+}
+
+/// What this version of Capsa puts around busybox and the modules, as a hash: changes when
+/// anything of that changes.
+pub(super) fn recipe() -> io::Result<String> {
+    let mut recipe = build(Vec::new(), "", Vec::new())?;
+    for name in modules::wanted_names() {
+        recipe.extend_from_slice(name.as_bytes());
+    }
+    Ok(folder::sha256(&recipe))
 }
 
 /// `modules.dep`: per module all that must be loaded before it, the last of them first.

@@ -117,6 +117,7 @@ fn build(options: &KitOptions, work: &Path, step: &mut Step<'_>) -> Result<Manif
     step("write the files", 0, 0);
     Ok(Manifest {
         format: FORMAT,
+        recipe: initramfs::recipe().map_err(in_memory)?,
         kernel_release: release.clone(),
         packages: origin.packages,
         busybox: source::busybox_version(&busybox).unwrap_or_default(),
@@ -126,15 +127,19 @@ fn build(options: &KitOptions, work: &Path, step: &mut Step<'_>) -> Result<Manif
         kernel: folder::write_file(work, "kernel", direct.as_deref().unwrap_or(&image))?,
         firmware_kernel: folder::write_file(work, "firmware", &image)?,
         initramfs: {
-            let archive =
-                initramfs::build(busybox, &release, set.modules).map_err(|e| Error::Io {
-                    action: "build the initramfs".into(),
-                    path: None,
-                    source: e,
-                })?;
+            let archive = initramfs::build(busybox, &release, set.modules).map_err(in_memory)?;
             folder::write_file(work, "initramfs", &archive)?
         },
     })
+}
+
+/// Building the archive touches no file; it fails when something does not fit the format.
+fn in_memory(source: std::io::Error) -> Error {
+    Error::Io {
+        action: "build the initramfs".into(),
+        path: None,
+        source,
+    }
 }
 
 /// The kernel's release; the modules must have been built for it.

@@ -11,6 +11,8 @@ pub(super) const FORMAT: u64 = 1;
 pub struct Manifest {
     /// The version of this format.
     pub format: u64,
+    /// A hash of what Capsa itself put in: init, and the list of modules.
+    pub recipe: String,
     /// The kernel's release, as `uname -r` prints it in the guest.
     pub kernel_release: String,
     /// The packages that the kit was made from; empty when it was made from files.

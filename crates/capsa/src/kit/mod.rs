@@ -73,6 +73,13 @@ impl Kit {
         folder::open(folder)
     }
 
+    /// Whether this version of Capsa would make the same kit from the same kernel and busybox. A
+    /// kit that is not current works as long as its format is known; [`make`] brings it up to date.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        initramfs::recipe().is_ok_and(|recipe| recipe == self.manifest.recipe)
+    }
+
     /// Reads every file and compares it with the manifest. Blocks for as long as it takes to read
     /// some 80 MB.
     ///
@@ -126,12 +133,12 @@ mod tests {
 
     #[test]
     fn the_folder_follows_the_variables_in_order() {
-        let with = |set: &'static [(&str, &str)]| {
+        fn with(set: &[(&str, &str)]) -> Result<PathBuf> {
             folder_from(|name| {
-                let value = set.iter().find(|(known, _)| *known == name)?.1;
+                let (_, value) = set.iter().find(|(known, _)| *known == name)?;
                 Some(PathBuf::from(value))
             })
-        };
+        }
         let home = ("HOME", "/home/u");
         assert_eq!(with(&[("CAPSA_KIT", "k"), home]).unwrap(), Path::new("k"));
         assert_eq!(

@@ -91,13 +91,17 @@ pub(super) struct ModuleSet {
 pub(super) fn collect(tree: &Path) -> Result<ModuleSet> {
     let index = index(tree)?;
     let builtin = read_builtin(tree)?;
-    let names = WANTED.iter().map(|module| module.name);
-    let set = resolve(names, &index, &builtin)?;
+    let set = resolve(wanted_names(), &index, &builtin)?;
     let absent = |module: &&Wanted| set.missing.iter().any(|name| name == module.name);
     if let Some(module) = WANTED.iter().filter(|m| m.essential).find(absent) {
         return Err(unusable(tree, format!("it has no module {}", module.name)));
     }
     Ok(set)
+}
+
+/// The modules that [`collect`] looks for.
+pub(super) fn wanted_names() -> impl Iterator<Item = &'static str> {
+    WANTED.iter().map(|module| module.name)
 }
 
 /// Where each module is, by name.

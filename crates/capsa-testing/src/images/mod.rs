@@ -1,0 +1,135 @@
+//! Guests for tests: made on first use, kept below the build folder.
+//!
+//! Making them needs a Debian-like host with [`PACKAGES`] and, the first time, its package
+//! servers; no privileges. Tests that use them need no network once [`prepare_all`] has run.
+//!
+//! Every function here panics with the whole reason when an image cannot be made: a test that
+//! needs a guest and does not get one fails, it does not skip.
+
+mod cache;
+mod host;
+mod rootfs;
+mod uefi;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use capsa::kit::{self, Kit, KitOptions};
+
+/// The Debian packages that must be installed to make and to run the images.
+pub const PACKAGES: [&str; 7] = [
+    "apt",
+    "binutils",
+    "busybox-static",
+    "e2fsprogs",
+    "ovmf",
+    "qemu-system-x86",
+    "qemu-utils",
+];
+
+/// What the UEFI image writes to its serial console when its kernel has booted: the prompt of the
+/// kit's shell.
+pub const UEFI_PROMPT: &str = kit::PROMPT;
+
+/// The guest kit of this source tree. The user's own is neither used nor touched.
+#[must_use]
+pub fn kit() -> Kit {
+    made(make_kit(), "the guest kit")
+}
+
+/// A root disk, raw: ext4, busybox as init, `login:` on ttyS0 (root, no password, prompt `# `),
+/// powers off at a press of the power button. Boots with the kernel and initramfs of [`kit`].
+///
+/// The file is shared by all tests and read-only: write to a [`fresh_copy`].
+#[must_use]
+pub fn rootfs_raw() -> PathBuf {
+    made(rootfs::raw(), "the root disk")
+}
+
+/// [`rootfs_raw`] as qcow2.
+#[must_use]
+pub fn rootfs_qcow2() -> PathBuf {
+    made(rootfs::qcow2(), "the root disk as qcow2")
+}
+
+/// A raw disk that UEFI firmware boots to [`UEFI_PROMPT`] on ttyS0: an EFI system partition with
+/// the kit's kernel and initramfs in one EFI program.
+///
+/// The file is shared by all tests and read-only: write to a [`fresh_copy`].
+#[must_use]
+pub fn uefi_disk() -> PathBuf {
+    made(make_kit().and_then(|kit| uefi::disk(&kit)), "the UEFI disk")
+}
+
+/// Makes everything above. For the start of a test run: the tests need no network after it.
+pub fn prepare_all() {
+    let _ = kit();
+    let _ = rootfs_qcow2();
+    let _ = uefi_disk();
+}
+
+/// A copy of an image that one test may write to. It is removed when the value is dropped.
+#[must_use]
+pub fn fresh_copy(image: &Path) -> ImageCopy {
+    made(ImageCopy::of(image), "a copy of an image")
+}
+
+/// An image of a test's own.
+#[derive(Debug)]
+pub struct ImageCopy {
+    folder: tempfile::TempDir,
+    name: PathBuf,
+}
+
+impl ImageCopy {
+    fn of(image: &Path) -> Result<Self> {
+        let name = image.file_name().context("an image has a name")?.into();
+        let copy = Self {
+            // Beside the cache: /tmp may be a small part of memory.
+            folder: tempfile::Builder::new()
+                .prefix("copy-")
+                .tempdir_in(cache::folder()?)?,
+            name,
+        };
+        // Not fs::copy, which would make the copy read-only too.
+        let mut from = std::fs::File::open(image)?;
+        std::io::copy(&mut from, &mut std::fs::File::create(copy.path())?)?;
+        Ok(copy)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join(&self.name)
+    }
+}
+
+fn make_kit() -> Result<Kit> {
+    let folder = cache::folder()?.join("kit");
+    let ready = || -> Option<Kit> { Kit::open(&folder).ok().flatten().filter(Kit::is_current) };
+    if let Some(kit) = ready() {
+        return Ok(kit);
+    }
+    let _lock = cache::lock("kit")?;
+    if let Some(kit) = ready() {
+        return Ok(kit);
+    }
+    let options = KitOptions {
+        folder: Some(folder),
+        ..KitOptions::default()
+    };
+    Ok(kit::make(&options, &mut |_| {})?)
+}
+
+#[track_caller]
+fn made<T>(result: Result<T>, what: &str) -> T {
+    result.unwrap_or_else(|e| {
+        panic!(
+            "cannot make {what}: {e:#}\n(Debian packages needed: {})",
+            PACKAGES.join(" ")
+        )
+    })
+}
