@@ -52,8 +52,8 @@ pub enum Freshness {
 /// Only verdicts of a guest that ran are remembered, and of those only the ones that do not depend
 /// on how busy the machine is.
 ///
-/// Blocks: a few milliseconds as a rule, 250 ms where the guest has to be killed, well below one
-/// where the verdict is cached. May be called from any thread, from several at once, and in
+/// Blocks: a few milliseconds as a rule, 250 ms where the guest has to be killed (and for as long
+/// as the kernel then takes to end it), well below one where the verdict is cached. May be called from any thread, from several at once, and in
 /// programs with threads and signal handlers. It leaves no process, thread or descriptor behind,
 /// also when it panics, and if the program is killed meanwhile, the guest dies with it.
 #[must_use]
@@ -88,7 +88,8 @@ fn probe_open(_: &File, _: Freshness, _: Option<&Path>) -> Verdict {
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn probe_open(device: &File, freshness: Freshness, cache_dir: Option<&Path>) -> Verdict {
-    /// Ten times what the guest takes where KVM itself is emulated.
+    /// Enough for a guest on a KVM that is itself emulated, where making the machine alone takes
+    /// some 60 ms, and little enough to wait for.
     const LIMIT: std::time::Duration = std::time::Duration::from_millis(250);
 
     let run = || machine::run(device, guest::Memory::new(), LIMIT);

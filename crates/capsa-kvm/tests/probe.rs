@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "signal dispositions have no safe interface")]
 
 use std::fs::{self, OpenOptions};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use capsa_kvm::probe::{Freshness, Verdict, probe};
 use rustix::io::Errno;
@@ -11,9 +12,13 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 /// One test, because it counts what belongs to the whole process.
 #[test]
 fn the_verdict_is_definite_and_nothing_is_left() {
-    // A program that ignores SIGCHLD has its children reaped by the kernel; not this one.
-    // SAFETY: SIG_IGN runs no code; no other test is in this process.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    // SAFETY: the handler only counts.
+    unsafe {
+        libc::signal(
+            libc::SIGCHLD,
+            count_signal as *const () as libc::sighandler_t,
+        )
+    };
     let dir = tempfile::tempdir().unwrap();
 
     let first = probe(Freshness::Fresh, Some(dir.path()));
@@ -50,6 +55,17 @@ fn the_verdict_is_definite_and_nothing_is_left() {
         any | WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
     );
     assert_eq!(child.err(), Some(Errno::CHILD), "a child is left");
+    assert_eq!(
+        SIGNALS.load(Ordering::Relaxed),
+        0,
+        "the program heard of a child"
+    );
+}
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
 }
 
 fn entries(dir: &str) -> usize {

@@ -252,6 +252,25 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_nobody_waits_for_is_killed_and_reaped() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: the body only spins.
+        let child = unsafe { fork(null.as_fd(), &|| spin()) }.unwrap();
+        let watch = child.pidfd.try_clone().unwrap();
+        let pid = || {
+            let path = format!("/proc/self/fdinfo/{}", watch.as_raw_fd());
+            let info = std::fs::read_to_string(path).unwrap();
+            info.lines()
+                .find(|line| line.starts_with("Pid:"))
+                .map(str::to_owned)
+        };
+        assert_ne!(pid().unwrap(), "Pid:\t-1");
+        drop(child);
+        // A process that has ended and is not reaped still has its number.
+        assert_eq!(pid().unwrap(), "Pid:\t-1");
+    }
+
+    #[test]
     fn a_child_keeps_one_descriptor_and_no_signal_reaches_it() {
         let (reader, writer) = std::io::pipe().unwrap();
         let other = std::fs::File::open("/dev/null").unwrap();

@@ -60,10 +60,11 @@ pub(super) const PORT_WRONG: u16 = 0x13;
 /// The guest got the exception whose vector it writes.
 pub(super) const PORT_EXCEPTION: u16 = 0x14;
 
-/// Instructions of one timed round: long enough that the exits at its ends (2 µs on hardware,
-/// 0.1 ms where hardware is emulated) do not matter, short enough that a round fits between two
-/// interruptions by the host's scheduler.
-pub(super) const LOOP_INSTRUCTIONS: u32 = 100_000;
+/// Instructions of one timed round: long enough that the exits at its ends (2 µs on hardware, 0.5 ms
+/// where hardware is emulated) do not decide, short enough that a KVM that interprets a million
+/// instructions per second gets through all rounds within the probe's limit, and that a round fits
+/// between two interruptions by the host's scheduler.
+pub(super) const LOOP_INSTRUCTIONS: u32 = 30_000;
 /// Rounds of which the best counts, as the host may interrupt any of them.
 const ROUNDS: u32 = 3;
 
