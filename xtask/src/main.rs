@@ -1,2 +1,79 @@
-//! Development commands.
-fn main() {}
+//! Development commands: `cargo xtask COMMAND`.
+//!
+//! Each command is enough by itself on a fresh Debian-like machine that has cargo: it installs
+//! what is missing, or says what to install and exits with status 3.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod fuzz;
+mod nextest;
+mod packages;
+mod run;
+mod soak;
+mod step;
+mod test;
+mod tools;
+mod workspace;
+
+/// Development commands of Capsa.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boots a VM with a shell on this terminal; with ARGS, runs `capsa ARGS`.
+    Run {
+        /// Arguments of the `capsa` command.
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Runs every check and every test.
+    Test,
+    /// Starts and ends VMs for a long time and looks for what they leave behind.
+    Soak {
+        /// How many VMs, one after the other.
+        #[arg(long, default_value_t = 200)]
+        cycles: u32,
+        /// Repeats the sequence of the run that printed this seed.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Fuzzes one target, or each in turn.
+    Fuzz {
+        /// The target; `fuzz/fuzz_targets` has them all.
+        target: Option<String>,
+        /// How long each target is fuzzed.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            match error.is::<packages::CannotInstall>() {
+                true => ExitCode::from(3),
+                false => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Run { args } => run::run(&args),
+        Command::Test => test::run(),
+        Command::Soak { cycles, seed } => soak::run(cycles, seed),
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+    }
+}

@@ -1,0 +1,237 @@
+//! Runs the tests under cargo-nextest and counts what it says about them.
+//!
+//! A summary line tells what ran, not what should have run. So the tests are listed first, and
+//! each of them has to be in the runner's report.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::Stdio;
+use std::{fmt, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::workspace::{cargo, display, output, target_folder};
+
+/// What cargo builds and tests.
+pub(crate) const EVERYTHING: [&str; 3] = ["--locked", "--workspace", "--all-features"];
+
+/// The tests that run a VM: a group in `.config/nextest.toml`.
+const VM_TESTS: &str = "group(vm)";
+
+/// How many tests there were.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+/// A test: the runner's name of its program, and its own.
+type Test = (String, String);
+
+/// Runs every test, and adds what became of them to `counts`.
+///
+/// # Errors
+///
+/// A test failed, or did not run though it should have: those with a VM above all.
+pub(crate) fn run(counts: &mut Counts) -> Result<()> {
+    let vm_tests = list(&["--filterset", VM_TESTS])?;
+    let wanted = list(&[])?;
+    let known = list(&["--run-ignored", "all"])?;
+
+    let report = target_folder()?.join("nextest/default/junit.xml");
+    // One of an earlier run must not pass for the report of this one.
+    match fs::remove_file(&report) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).context(format!("cannot remove {}", report.display()));
+        }
+        _ => {}
+    }
+    let mut command = cargo(["nextest", "run", "--no-fail-fast"])?;
+    let status = command.args(EVERYTHING).stdin(Stdio::null()).status()?;
+    let text = fs::read_to_string(&report)
+        .with_context(|| format!("{}: {status}, and no report", display(&command)))?;
+    let outcomes = outcomes(&text)?;
+    *counts += count(&known, &outcomes);
+
+    ensure!(!vm_tests.is_empty(), "there is no test with a VM");
+    let absent: Vec<_> = vm_tests
+        .union(&wanted)
+        .filter(|test| !outcomes.contains_key(*test))
+        .map(|(program, name)| format!("{program} {name}"))
+        .collect();
+    ensure!(absent.is_empty(), "did not run: {}", absent.join(", "));
+    ensure!(status.success(), "{}: {status}", display(&command));
+    eprintln!("{} of these tests ran a VM", vm_tests.len());
+    Ok(())
+}
+
+/// Runs the examples in the documentation, and adds what became of them to `counts`.
+///
+/// # Errors
+///
+/// An example failed, or none was found.
+pub(crate) fn run_doc_tests(counts: &mut Counts) -> Result<()> {
+    let mut command = cargo(["test", "--doc", "--no-fail-fast"])?;
+    let mut child = command
+        .args(EVERYTHING)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = child.stdout.take().context("no pipe to cargo")?;
+    let mut found = Counts::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        writeln!(io::stderr(), "{line}")?;
+        if let Some(result) = doc_test_result(&line) {
+            found += result;
+        }
+    }
+    let status = child.wait()?;
+    *counts += found;
+    ensure!(status.success(), "{}: {status}", display(&command));
+    ensure!(found != Counts::default(), "there is no doc test");
+    Ok(())
+}
+
+fn list(choice: &[&str]) -> Result<BTreeSet<Test>> {
+    let text = output(
+        cargo(["nextest", "list", "--message-format", "oneline"])?
+            .args(EVERYTHING)
+            .args(choice),
+    )?;
+    listed(&text)
+}
+
+/// Reads `nextest list --message-format oneline`.
+fn listed(text: &str) -> Result<BTreeSet<Test>> {
+    text.lines()
+        .map(|line| {
+            let (program, name) = line
+                .split_once(' ')
+                .with_context(|| format!("not the name of a test: {line:?}"))?;
+            Ok((program.to_owned(), name.to_owned()))
+        })
+        .collect()
+}
+
+/// Reads the runner's JUnit report: which tests ran, and whether they passed.
+fn outcomes(junit: &str) -> Result<BTreeMap<Test, bool>> {
+    let document = roxmltree::Document::parse(junit).context("the report is not XML")?;
+    let cases = document
+        .descendants()
+        .filter(|node| node.has_tag_name("testcase"));
+    cases
+        .map(|case| {
+            let (Some(program), Some(name)) = (case.attribute("classname"), case.attribute("name"))
+            else {
+                bail!("the report has a test without a name");
+            };
+            let failed = case
+                .children()
+                .any(|node| node.has_tag_name("failure") || node.has_tag_name("error"));
+            Ok(((program.to_owned(), name.to_owned()), !failed))
+        })
+        .collect()
+}
+
+fn count(known: &BTreeSet<Test>, outcomes: &BTreeMap<Test, bool>) -> Counts {
+    let passed = outcomes.values().filter(|passed| **passed).count();
+    Counts {
+        passed,
+        failed: outcomes.len() - passed,
+        skipped: known
+            .iter()
+            .filter(|test| !outcomes.contains_key(*test))
+            .count(),
+    }
+}
+
+/// Reads the line with which a doc test program ends.
+fn doc_test_result(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut counts = Counts::default();
+    for part in numbers.split("; ") {
+        let Some((number, what)) = part.split_once(' ') else {
+            continue;
+        };
+        let Ok(number) = number.parse::<usize>() else {
+            continue;
+        };
+        match what {
+            "passed" => counts.passed += number,
+            "failed" => counts.failed += number,
+            "ignored" | "filtered out" => counts.skipped += number,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<testsuites name="nextest-run" tests="3" skipped="0" failures="1" errors="1">
+  <testsuite name="capsa" tests="2">
+    <testcase name="a::good" classname="capsa" time="0.009"/>
+    <testcase name="a::bad" classname="capsa" time="0.010">
+      <failure message="no"/><system-out>&lt;testcase&gt;</system-out>
+    </testcase>
+  </testsuite>
+  <testsuite name="capsa::tests" tests="1">
+    <testcase name="vm_lost" classname="capsa::tests" time="60.0"><error type="timeout"/></testcase>
+  </testsuite>
+</testsuites>"#;
+
+    #[test]
+    fn the_report_is_compared_with_the_list() {
+        let known = listed("capsa a::good\ncapsa a::bad\ncapsa b::absent\ncapsa::tests vm_lost\n");
+        let outcomes = outcomes(REPORT).unwrap();
+        assert_eq!(
+            count(&known.unwrap(), &outcomes).to_string(),
+            "1 passed, 2 failed, 1 skipped"
+        );
+        assert!(outcomes[&("capsa".to_owned(), "a::good".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_no_list_and_no_report_is_refused() {
+        assert!(listed("capsa").is_err());
+        assert!(outcomes("").is_err());
+        assert!(outcomes("<testcase/>").is_err());
+    }
+
+    #[test]
+    fn the_result_of_doc_tests_is_read() {
+        let line = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; \
+                    4 filtered out; finished in 0.10s";
+        let expected = Counts {
+            passed: 3,
+            failed: 1,
+            skipped: 6,
+        };
+        assert_eq!(doc_test_result(line), Some(expected));
+        assert_eq!(doc_test_result("test a ... ok"), None);
+    }
+}

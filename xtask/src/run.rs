@@ -1,0 +1,64 @@
+//! `cargo xtask run`: from a fresh checkout to a shell in a VM.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::packages::{self, QEMU};
+use crate::workspace::{cargo, check, release_folder, search_path};
+
+/// Becomes `capsa ARGS`, or `capsa run` without ARGS.
+///
+/// The terminal, the signals and the exit status are then the command's own. Everything before
+/// goes to stderr, so that stdout is the guest's.
+///
+/// # Errors
+///
+/// Something that is needed can be neither found nor made. Without an error it does not return.
+pub(crate) fn run(args: &[OsString]) -> Result<()> {
+    packages::provide(&[QEMU])?;
+    let capsa = build_capsa()?;
+    let boots = args.first().is_none_or(|command| command == "run");
+    if boots && !has_kit() {
+        check(std::process::Command::new(&capsa).arg("setup"))?;
+    }
+    let mut command = std::process::Command::new(&capsa);
+    // Its relative paths are the caller's: it starts in the caller's folder.
+    command.env("PATH", env::join_paths(search_path()?)?);
+    match args {
+        [] => command.arg("run"),
+        _ => command.args(args),
+    };
+    Err(command.exec()).with_context(|| format!("cannot run {}", capsa.display()))
+}
+
+/// Builds the command and tells where it is.
+pub(crate) fn build_capsa() -> Result<PathBuf> {
+    check(&mut cargo([
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "capsa-cli",
+    ])?)?;
+    Ok(release_folder()?.join("capsa"))
+}
+
+/// Whether the user has a guest kit: in the folder that `capsa::kit::find` looks in. To link with
+/// Capsa for this answer would make every command of this program wait for Capsa's build.
+fn has_kit() -> bool {
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let folder = set("CAPSA_KIT").or_else(|| {
+        let data = set("XDG_DATA_HOME").filter(|path| path.is_absolute());
+        let data = data.or_else(|| Some(set("HOME")?.join(".local/share")))?;
+        Some(data.join("capsa/kit"))
+    });
+    folder.is_some_and(|folder| folder.join("manifest.json").exists())
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask test`: everything a change has to pass.
+
+use std::io::{self, Write};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::nextest::{self, Counts, EVERYTHING};
+use crate::packages::{self, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
+use crate::step::Steps;
+use crate::tools;
+use crate::workspace::{self, cargo, check, debug_folder};
+
+/// Runs every check and every test; the last line on stdout counts the tests.
+///
+/// # Errors
+///
+/// Names the steps that failed.
+pub(crate) fn run() -> Result<()> {
+    let mut steps = Steps::default();
+    let mut counts = Counts::default();
+    steps.need("install packages", || {
+        packages::provide(&[QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG])
+    })?;
+    steps.need("build the test runner", || tools::provide(tools::NEXTEST))?;
+
+    steps.check("formatting", || {
+        check(&mut cargo(["fmt", "--all", "--check"])?)
+    });
+    steps.check("lints", || {
+        check(
+            cargo(["clippy", "--all-targets"])?
+                .args(EVERYTHING)
+                .args(["--", "--deny", "warnings"]),
+        )
+    });
+    steps.check("documentation", || {
+        check(
+            cargo(["doc", "--no-deps"])?
+                .args(EVERYTHING)
+                .env("RUSTDOCFLAGS", "--deny warnings"),
+        )
+    });
+    let built = steps.check("build programs and examples", || {
+        check(cargo(["build", "--bins", "--examples"])?.args(EVERYTHING))
+    });
+    if built.is_some() {
+        steps.check("make guests and disks", || {
+            check(&mut workspace::command(
+                debug_folder()?.join("prepare-images"),
+            )?)
+        });
+    }
+    steps.check("tests", || nextest::run(&mut counts));
+    steps.check("doc tests", || nextest::run_doc_tests(&mut counts));
+    steps.check("dependencies", check_dependencies);
+
+    let result = steps.finish();
+    if let Err(error) = &result {
+        eprintln!("error: {error:#}");
+    }
+    writeln!(io::stdout(), "{counts}").context("cannot write to stdout")?;
+    result
+}
+
+fn check_dependencies() -> Result<()> {
+    tools::provide(tools::DENY)?;
+    let deny = |args: &[&str]| -> Result<Command> {
+        let mut command = cargo(["deny", "--locked"])?;
+        command.args(args);
+        Ok(command)
+    };
+    check(&mut deny(&["check", "bans", "licenses", "sources"])?)?;
+    // The database is on another host than the packages. Without it the rest still counts.
+    match check(&mut deny(&["fetch", "db"])?) {
+        Ok(()) => check(&mut deny(&["check", "--disable-fetch", "advisories"])?),
+        Err(_) => {
+            eprintln!("note: without the database of advisories, none was looked for");
+            Ok(())
+        }
+    }
+}
