@@ -20,7 +20,10 @@ fn a_copy_can_be_written_to_and_goes_away() {
     let path = copy.path();
     std::fs::File::options().write(true).open(&path).unwrap();
     assert_eq!(path.extension(), image.extension());
-    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&image).unwrap());
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        std::fs::read(&image).unwrap()
+    );
     drop(copy);
     assert!(!path.exists());
 }

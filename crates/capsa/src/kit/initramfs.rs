@@ -27,8 +27,11 @@ enum Entry {
 }
 
 /// The files of the guest that do not depend on the kernel, with their modes.
-const FILES: [(&str, u32, &str); 6] = [
+const FILES: [(&str, u32, &str); 7] = [
     ("init", 0o755, include_str!("guest/init.sh")),
+    // What mount tries when it is not told: first what is a module, and so not in
+    // /proc/filesystems before it is used; then what is there.
+    ("etc/filesystems", 0o644, "ext4\n*\n"),
     ("etc/fstab", 0o644, include_str!("guest/fstab")),
     ("etc/group", 0o644, "root:x:0:\n"),
     // busybox does not find an entry without a password field.

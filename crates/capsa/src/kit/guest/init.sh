@@ -139,7 +139,7 @@ shell() {
     trap 'sync; reboot -f' TERM
     mkdir /dev/pts
     mount -t devpts -o nosuid,noexec,mode=0620,ptmxmode=0666 devpts /dev/pts
-    acpid
+    acpid -l /run/acpid.log -p /run/acpid.pid
     ip link set lo up
     mount_shares ''
     cd
