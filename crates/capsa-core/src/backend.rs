@@ -239,7 +239,6 @@ pub trait BackendVmHandle: Send {
 /// How a machine ended, as far as the machine itself can tell.
 #[doc(hidden)]
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum GuestEnd {
     /// The guest powered off.
     PowerOff,

@@ -1,6 +1,8 @@
 //! The only file that names every backend: which ones this build has, in the order in which
 //! `Auto` tries them.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +11,8 @@ use capsa_core::capabilities::BackendCapabilities;
 use capsa_core::error::{BackendRefusal, Error, Result};
 use serde::Serialize;
 
-/// Where probes keep what they found: `$XDG_CACHE_HOME/capsa`, else `~/.cache/capsa`. Without a
-/// home they run every time.
+/// Where probes keep what they found: `$XDG_CACHE_HOME/capsa`, else `~/.cache/capsa`, made when it
+/// is missing. Without a home, or in one that cannot be written, they run every time.
 fn probe_cache() -> Option<PathBuf> {
     let absolute = |name| {
         std::env::var_os(name)
@@ -18,7 +20,12 @@ fn probe_cache() -> Option<PathBuf> {
             .filter(|path| path.is_absolute())
     };
     let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(base.join("capsa"))
+    let folder = base.join("capsa");
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder);
+    made.is_ok().then_some(folder)
 }
 
 /// The backends of this build, the best first.

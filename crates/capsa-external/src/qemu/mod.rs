@@ -45,7 +45,7 @@ use crate::child::ChildProcess;
 const GREETING: Duration = Duration::from_secs(30);
 
 /// QEMU 7.2 takes 288 vCPUs on q35; the conformance test boots this many.
-const MAX_CPUS: u32 = 64;
+const MAX_CPUS: u32 = 32;
 
 /// Disks and shares on the root bus, which has 32 slots, one of them the chipset's and one the
 /// random number generator's; the rest is left for what later versions add.
@@ -221,6 +221,6 @@ fn make_variable_store(store: &std::path::Path, template: &std::path::Path) -> i
 /// The host's memory with its swap, in MiB: more than that can never be backed.
 fn host_memory_mb() -> u32 {
     let info = rustix::system::sysinfo();
-    let units = u64::from(info.totalram) + u64::from(info.totalswap);
-    u32::try_from((units * u64::from(info.mem_unit)) >> 20).unwrap_or(u32::MAX)
+    let units = info.totalram.saturating_add(info.totalswap);
+    u32::try_from(units.saturating_mul(info.mem_unit.into()) >> 20).unwrap_or(u32::MAX)
 }

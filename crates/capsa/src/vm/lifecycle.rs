@@ -147,7 +147,6 @@ impl Lifecycle {
             (GuestEnd::Reset, ..) => ExitReason::Reset,
             (GuestEnd::Killed, _, Some(EndRequest::TimeOut)) => ExitReason::TimedOut,
             (GuestEnd::Killed, ..) => ExitReason::Killed,
-            (_, ..) => ExitReason::Killed,
         };
         self.status = match &self.failure {
             None => VmStatus::Stopped { exit_code: None },

@@ -1,0 +1,92 @@
+//! The console as a machine serves it.
+
+use capsa::{BackendChoice, ConsoleMode, Error, VmStatus};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::guest::{Guest, LIMIT, kit_vm};
+
+/// A guest writes far more than the ring holds while nobody reads, comes to its end of it, and is
+/// killed all the same.
+pub async fn output_that_nobody_reads_stalls_neither_guest_nor_kill(backend: BackendChoice) {
+    let mut guest = Guest::boot(kit_vm(backend)).await;
+    let mut unread = guest.vm.console().await.expect("console");
+    guest
+        .type_line("dd if=/dev/zero bs=64k count=20 | tr '\\0' x; echo; echo all-'written'")
+        .await;
+    guest
+        .console
+        .wait_for_timeout("all-written", LIMIT)
+        .await
+        .expect("the guest goes on");
+    // `kill` itself fails when it takes longer than it promises.
+    guest.vm.kill().await.expect("kill");
+    match unread.read_available().await {
+        Err(Error::ConsoleOverrun { bytes }) => assert!(bytes > 0),
+        other => panic!("the oldest output should be gone: {other:?}"),
+    }
+    let rest = unread.read_available().await.expect("what is left");
+    assert!(rest.contains("all-written"));
+}
+
+/// The output of a VM stays readable after its end, and writing says why it fails.
+pub async fn a_dead_vm_keeps_its_console(backend: BackendChoice) {
+    let mut guest = Guest::boot(kit_vm(backend)).await;
+    guest.type_line("echo last-'words'; poweroff -f").await;
+    assert_eq!(
+        guest.vm.wait().await.expect("wait"),
+        VmStatus::Stopped { exit_code: None }
+    );
+    let mut console = guest.vm.console().await.expect("a console after the end");
+    let text = console
+        .wait_for_timeout("last-words", LIMIT)
+        .await
+        .expect("the output");
+    assert!(text.contains(capsa::kit::PROMPT));
+    match console.wait_for_timeout("never", LIMIT).await {
+        Err(Error::PatternNotFound { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    match console.write_line("anyone?").await {
+        Err(Error::NotRunning { status, .. }) => {
+            assert_eq!(*status, VmStatus::Stopped { exit_code: None });
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All byte values pass to the guest and back through the split halves.
+pub async fn bytes_pass_both_ways_unchanged(backend: BackendChoice) {
+    let mut guest = Guest::boot(kit_vm(backend)).await;
+    // The terminal passes every byte and echoes none; `head` ends the exchange.
+    guest
+        .type_line("stty raw -echo; echo re''ady; head -c 4096; stty sane; echo do''ne")
+        .await;
+    guest
+        .console
+        .wait_for_timeout("ready\n", LIMIT)
+        .await
+        .expect("raw mode");
+    let (mut reader, mut writer) = guest.console.split();
+    let sent: Vec<u8> = (0..=255).cycle().take(4096).collect();
+    writer.write_all(&sent).await.expect("write");
+    let mut received = vec![0; sent.len()];
+    let reading = tokio::time::timeout(LIMIT, reader.read_exact(&mut received)).await;
+    reading.expect("in time").expect("read");
+    assert!(received == sent, "the bytes changed on their way");
+    guest.vm.kill().await.expect("kill");
+}
+
+/// Without a console for the program there is still something to show when the VM fails.
+pub async fn a_vm_without_a_console_keeps_its_last_lines(backend: BackendChoice) {
+    let builder = kit_vm(backend).console(ConsoleMode::Disabled);
+    let vm = builder
+        .cmdline_arg("rdinit=/none")
+        .build()
+        .await
+        .expect("build");
+    assert_eq!(vm.console().await.err().map(|e| e.code()), Some("E0401"));
+    vm.start().await.expect("start");
+    vm.wait().await.expect("wait");
+    let tail = vm.console_tail();
+    assert!(tail.contains("Kernel Offset"), "{tail}");
+}

@@ -1,0 +1,86 @@
+//! What every backend must do, written once.
+//!
+//! ```ignore
+//! capsa_testing::behaviours!(vm_qemu, capsa::BackendChoice::Qemu);
+//! ```
+//!
+//! makes a module of tests, one for each behaviour. Each builds its own VM and leaves nothing.
+
+pub mod boot;
+pub mod console;
+pub mod disks;
+pub mod end;
+pub mod holder;
+pub mod locks;
+pub mod refusals;
+pub mod shares;
+pub mod uefi;
+
+/// Makes a test of every behaviour for one backend.
+#[macro_export]
+macro_rules! behaviours {
+    ($backend:ident, $choice:expr) => {
+        $crate::behaviours! { @tests $backend, $choice,
+            boot::boots_to_a_shell,
+            boot::the_guest_has_the_cpus_and_the_memory_it_was_given,
+            boot::takes_as_many_cpus_as_it_claims,
+            boot::takes_as_many_devices_as_it_claims,
+            boot::a_root_disk_boots_to_a_login,
+            boot::a_bzimage_boots,
+            console::output_that_nobody_reads_stalls_neither_guest_nor_kill,
+            console::a_dead_vm_keeps_its_console,
+            console::bytes_pass_both_ways_unchanged,
+            console::a_vm_without_a_console_keeps_its_last_lines,
+            disks::what_a_guest_writes_is_there_for_the_next,
+            disks::a_read_only_disk_is_not_written,
+            disks::an_ephemeral_disk_is_thrown_away,
+            disks::a_backing_file_is_read_only_when_it_is_allowed,
+            end::power_off,
+            end::reset,
+            end::panic_with_pvpanic,
+            end::panic_before_any_driver,
+            end::stop_is_the_guests_own_power_off,
+            end::stop_kills_a_deaf_guest_after_its_grace,
+            end::kill,
+            end::the_time_limit_ends_a_vm,
+            end::pause_stops_the_guest_and_resume_lets_it_go_on,
+            end::a_paused_vm_can_be_stopped_and_killed,
+            end::a_monitor_that_dies_is_a_crash,
+            holder::dropping_the_last_handle_kills_in_every_context,
+            holder::a_vm_outlives_the_thread_that_started_it,
+            holder::the_death_of_the_holder_ends_the_vm_and_leaves_no_file,
+            holder::twenty_cycles_leave_nothing,
+            locks::a_disk_has_one_writer_or_many_readers,
+            locks::qemu_by_hand_is_excluded_too,
+            refusals::bad_files_are_named_before_anything_starts,
+            refusals::impossible_requests_are_refused_together,
+            shares::a_writable_share_passes_files_both_ways,
+            shares::a_read_only_share_is_not_written,
+            shares::nothing_dangerous_reaches_the_host,
+            uefi::firmware_boots_a_disk,
+            uefi::variables_are_kept_in_their_store,
+        }
+    };
+    (@tests $backend:ident, $choice:expr, $($part:ident :: $behaviour:ident),* $(,)?) => {
+        mod $backend {
+            $(
+                #[test]
+                fn $behaviour() {
+                    $crate::behaviours::run(|| {
+                        $crate::behaviours::$part::$behaviour($choice)
+                    });
+                }
+            )*
+        }
+    };
+}
+
+/// Runs a behaviour on a runtime of its own.
+pub fn run<F: Future<Output = ()>>(behaviour: impl FnOnce() -> F) {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(behaviour());
+}

@@ -1,0 +1,78 @@
+//! A VM with a shell, driven over its console.
+
+use std::time::Duration;
+
+use capsa::{BackendChoice, Capsa, LinuxBoot, LinuxVmBuilder, VmConsole, VmHandle, kit};
+
+use crate::images;
+
+/// How long anything in a guest may take. An emulated guest boots in seconds; this is for a
+/// machine that runs much else beside it, and only a test that fails waits so long.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// A builder for the guest kit on a backend, with a console.
+pub fn kit_vm(backend: BackendChoice) -> LinuxVmBuilder {
+    let kit = images::kit();
+    Capsa::with_backend(backend)
+        .vm(LinuxBoot::new(&kit.kernel).initrd(&kit.initramfs))
+        .memory_mb(256)
+        .console_enabled()
+}
+
+/// A VM whose shell waits for a command.
+pub struct Guest {
+    /// The VM.
+    pub vm: VmHandle,
+    /// Its console; everything up to the prompt is read.
+    pub console: VmConsole,
+}
+
+impl Guest {
+    /// Builds and starts a VM of the guest kit, and waits for its shell.
+    pub async fn boot(builder: LinuxVmBuilder) -> Self {
+        let vm = builder.build().await.expect("the VM can be built");
+        vm.start().await.expect("the VM starts");
+        let mut console = vm.console().await.expect("the VM has a console");
+        let boot = console.wait_for_timeout(kit::PROMPT, LIMIT).await;
+        if let Err(error) = boot {
+            let end = vm.exit_reason();
+            panic!("the guest's shell does not prompt: {error}; the VM's end: {end:?}");
+        }
+        Self { vm, console }
+    }
+
+    /// Runs a command and returns its exit status and what it printed, the last line end
+    /// excluded. The command must not read its standard input.
+    pub async fn run(&mut self, command: &str) -> (u32, String) {
+        // The echo of the line holds `<<$?>>`, so only the shell's own words can match.
+        let line = format!("echo '<<'; {command}; echo \"<<$?>>\"");
+        self.console
+            .write_line(&line)
+            .await
+            .expect("the console takes a line");
+        let output = self
+            .console
+            .wait_for_regex_timeout("<<[0-9]+>>", LIMIT)
+            .await;
+        let output = output.expect("the command ends").replace('\r', "");
+        let (_, output) = output.rsplit_once("\n<<\n").expect("the command's mark");
+        let (output, status) = output.rsplit_once("<<").expect("the status' mark");
+        let status = status.trim_end_matches('>').parse().expect("a status");
+        (status, output.trim_end_matches('\n').to_owned())
+    }
+
+    /// Runs a command that must succeed.
+    pub async fn ok(&mut self, command: &str) -> String {
+        let (status, output) = self.run(command).await;
+        assert_eq!(status, 0, "{command} failed in the guest: {output}");
+        output
+    }
+
+    /// Types a line without waiting for anything.
+    pub async fn type_line(&mut self, line: &str) {
+        self.console
+            .write_line(line)
+            .await
+            .expect("the console takes a line");
+    }
+}
