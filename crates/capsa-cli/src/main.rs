@@ -1,2 +1,55 @@
-//! The capsa command.
-fn main() {}
+//! The `capsa` command: a thin program over the public API of the `capsa` library.
+//!
+//! ```text
+//! cli (what may be typed) ─┐
+//! config (what a file says)┴─> settings ─> run ─┬─> session   a person at a terminal
+//!                                              ├─> script    lines for the guest kit's shell
+//!                                              └─> forward   bytes for anything else
+//! ```
+//!
+//! Everything that ends the program passes through `main`: one place decides the exit status.
+
+mod backends;
+mod cli;
+mod completions;
+mod config;
+mod console;
+mod disk;
+mod doctor;
+mod exit;
+mod forward;
+mod messages;
+mod nearest;
+mod progress;
+mod prompt;
+mod quantity;
+mod run;
+mod script;
+mod session;
+mod settings;
+mod setup;
+mod share;
+mod signals;
+mod stdin;
+mod stdout;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    messages::log_to_stderr(cli.verbose);
+    let done = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Backends { json } => backends::backends(json),
+        Command::Doctor { json } => doctor::doctor(json),
+        Command::Version => stdout::text(&format!("capsa {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Setup(args) => setup::setup(args),
+        Command::Completions { shell } => completions::completions(shell),
+    };
+    exit::report(done)
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use capsa_core::backend::BackendChoice;
 use capsa_core::boot::{LinuxBoot, LinuxDirectBootConfig, UefiBootConfig};
-use capsa_core::cmdline::CmdlineArg;
+use capsa_core::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_core::disk::DiskImage;
 use capsa_core::error::{Error, Result};
 use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
@@ -257,6 +257,12 @@ impl LinuxVmBuilder {
     /// Adds arguments to the kernel's command line.
     pub fn cmdline_args<A: Into<CmdlineArg>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.options.cmdline = self.options.cmdline.args(args);
+        self
+    }
+
+    /// Lays a whole command line over the backend's defaults and what was added before.
+    pub fn cmdline(mut self, cmdline: KernelCmdline) -> Self {
+        self.options.cmdline = self.options.cmdline.merge(cmdline);
         self
     }
 

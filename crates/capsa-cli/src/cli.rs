@@ -1,0 +1,269 @@
+//! What may be typed: the commands, their options and their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use capsa::{BackendChoice, Isolation, KernelCmdline, SharedDir};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::disk::{DiskArg, DiskFormat};
+use crate::settings::{ConsoleSetting, NetworkSetting};
+use crate::{quantity, share};
+
+/// Runs virtual machines for isolated work.
+#[derive(Debug, Parser)]
+#[command(
+    name = "capsa",
+    version,
+    after_help = "\
+Examples:
+  capsa setup                      make the guest kit: a kernel and a small Linux, once
+  capsa run                        boot it to a shell
+  echo 'uname -a' | capsa run      have it run commands
+  capsa run --config vm.toml       boot what a file describes
+
+Exit status: 0 the guest powered off or reset, 1 the VM failed, 2 usage,
+3 something is missing on this machine, 124 timeout, 128+n ended by signal n."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Log more to standard error; twice for details (or set CAPSA_LOG)
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a VM and wait for its end
+    Run(Box<RunArgs>),
+    /// List the backends and what each can do on this machine
+    #[command(
+        visible_alias = "info",
+        after_help = "\
+Example:
+  capsa backends --json | jq '.[].info'"
+    )]
+    Backends {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what this machine has of what Capsa needs, and how to mend the rest
+    #[command(
+        long_flag = "check-system",
+        after_help = "\
+The exit status is 3 when no VM can run on this machine.
+
+Example:
+  capsa doctor"
+    )]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the version
+    #[command(after_help = "Example:\n  capsa version")]
+    Version,
+    /// Make the guest kit: the kernel and the small Linux that `run` boots by default
+    Setup(SetupArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Example:
+  capsa completions bash > ~/.local/share/bash-completion/completions/capsa")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_value_name = "BOOT",
+    subcommand_help_heading = "Ways to boot",
+    after_help = "\
+Without --kernel the VM boots the guest kit: to a shell, or into the first --disk.
+
+On a terminal, Ctrl-] asks the guest to power off, and a second Ctrl-] kills it; Ctrl-C and Ctrl-Z
+go to the guest. The shell of the kit learns the window's size when it starts; a serial console
+cannot tell a guest that the window has changed: type `stty rows R cols C`, or `resize`.
+
+When standard input is not a terminal, the kit's shell runs its lines and powers off at its end;
+without any input it gives a short demonstration. Any other guest gets the bytes as they come.
+
+Options override the file: --disk replaces its disks, --share and --cmdline add to what it has.
+
+Examples:
+  capsa run
+  capsa run --config linux-vm.toml --cpus 4 --memory 4G --timeout 5m
+  capsa run --kernel bzImage --initrd initrd --disk rootfs.qcow2 --console stdio"
+)]
+pub(crate) struct RunArgs {
+    #[command(subcommand)]
+    pub(crate) boot: Option<BootCommand>,
+
+    /// Read the VM's configuration from a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) linux: LinuxArgs,
+
+    #[command(flatten)]
+    pub(crate) vm: VmArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BootCommand {
+    /// Boot a Linux kernel directly; the same as `run --kernel`
+    #[command(after_help = "\
+Example:
+  capsa run linux --kernel bzImage --initrd initrd --share ./src:/src:rw --console stdio")]
+    Linux(Box<LinuxCommand>),
+    /// Boot a disk through UEFI firmware
+    #[command(after_help = "\
+Example:
+  capsa run uefi --disk debian.qcow2 --memory 2G --console stdio")]
+    Uefi(Box<UefiCommand>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinuxCommand {
+    #[command(flatten)]
+    pub(crate) linux: LinuxArgs,
+
+    #[command(flatten)]
+    pub(crate) vm: VmArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UefiCommand {
+    /// Keep the firmware's variables in this file; it is made when it does not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) variables: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) vm: VmArgs,
+}
+
+/// What only a directly booted kernel has.
+#[derive(Debug, Args)]
+pub(crate) struct LinuxArgs {
+    /// The kernel; the guest kit's by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Add to the kernel's command line
+    #[arg(long, value_name = "LINE", value_parser = KernelCmdline::parse_line, allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<KernelCmdline>,
+}
+
+/// What every VM has.
+#[derive(Debug, Args)]
+pub(crate) struct VmArgs {
+    /// Attach a disk, the root disk first: FILE[,format=raw|qcow2][,ro][,ephemeral][,backing=FILE]
+    #[arg(long = "disk", value_name = "DISK")]
+    pub(crate) disks: Vec<DiskArg>,
+
+    /// The format of disks that do not name one; by default their extension says it
+    #[arg(long, value_name = "FORMAT", requires = "disks")]
+    pub(crate) disk_format: Option<DiskFormat>,
+
+    /// Share a folder: HOST:GUEST[:ro|rw], read-only by default
+    #[arg(long = "share", value_name = "SHARE", value_parser = share::parse)]
+    pub(crate) shares: Vec<SharedDir>,
+
+    /// How the guest reaches a network
+    #[arg(long = "net", alias = "network", value_name = "MODE")]
+    pub(crate) network: Option<NetworkSetting>,
+
+    /// Connect the guest's console: stdio both ways, enabled to standard output only
+    #[arg(long, value_name = "MODE")]
+    pub(crate) console: Option<ConsoleSetting>,
+
+    /// The number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+
+    /// The memory: 512M, 4G [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::mebibytes)]
+    pub(crate) memory: Option<u32>,
+
+    /// Kill the VM after this time: 90s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// The backend that runs the VM [default: auto]
+    #[arg(long, value_name = "NAME", value_parser = backend_choice())]
+    pub(crate) backend: Option<BackendChoice>,
+
+    /// Refuse a backend with a weaker isolation
+    #[arg(long, value_name = "LEVEL", value_parser = isolation())]
+    pub(crate) require_isolation: Option<Isolation>,
+
+    /// A name for logs and for the process list
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The kit is made in $CAPSA_KIT, else in $XDG_DATA_HOME/capsa/kit, else in ~/.local/share/capsa/kit.
+By default its kernel is Debian's package, fetched with apt and unpacked without being installed.
+Its folder is printed to standard output.
+
+Examples:
+  capsa setup
+  capsa setup --kernel ./bzImage --modules ./lib/modules/6.1.0")]
+pub(crate) struct SetupArgs {
+    /// Make it from this kernel
+    #[arg(long, value_name = "FILE", requires = "modules")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// The kernel's modules: a folder like /lib/modules/RELEASE
+    #[arg(long, value_name = "FOLDER", requires = "kernel")]
+    pub(crate) modules: Option<PathBuf>,
+
+    /// Make it from the kernel that is installed on this machine
+    #[arg(long, conflicts_with = "kernel")]
+    pub(crate) host: bool,
+
+    /// A statically linked busybox
+    #[arg(long, value_name = "FILE")]
+    pub(crate) busybox: Option<PathBuf>,
+
+    /// Make it in this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+fn backend_choice() -> impl TypedValueParser<Value = BackendChoice> {
+    PossibleValuesParser::new(BackendChoice::NAMES).try_map(|name| name.parse::<BackendChoice>())
+}
+
+fn isolation() -> impl TypedValueParser<Value = Isolation> {
+    PossibleValuesParser::new(["hardware", "emulation"]).map(|level| match level.as_str() {
+        "hardware" => Isolation::Hardware,
+        _ => Isolation::Emulation,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,144 @@
+//! The guest's output on its way to standard output.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use capsa::{Error, VmConsole};
+use tokio::time::timeout;
+
+use crate::exit::Failure;
+use crate::messages;
+use crate::progress::Spinner;
+use crate::prompt::PromptWatch;
+use crate::stdout::GuestOutput;
+
+/// Most bytes that are withheld while a command of ours is typed.
+const MAX_WITHHELD: usize = 4096;
+
+/// How long a command of ours may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(5);
+
+/// Shows the guest's output, and knows whether the kit's shell waits at its prompt.
+pub(crate) struct Screen {
+    console: VmConsole,
+    stdout: GuestOutput,
+    prompt: PromptWatch,
+    /// Turns until the guest says something.
+    spinner: Option<Spinner>,
+    buffer: Box<[u8]>,
+}
+
+impl Screen {
+    pub(crate) fn new(console: VmConsole, spinner: Option<Spinner>) -> Self {
+        Self {
+            console,
+            stdout: GuestOutput::new(),
+            prompt: PromptWatch::default(),
+            spinner,
+            buffer: vec![0; 16 << 10].into(),
+        }
+    }
+
+    /// Shows output until the console ends.
+    pub(crate) async fn show(&mut self) -> Result<(), Failure> {
+        while let Some(output) = self.next().await? {
+            self.stdout.write(&output).await?;
+        }
+        Ok(())
+    }
+
+    /// Shows output until `done` is ready; `None` if the console ends before that.
+    pub(crate) async fn show_until<T>(
+        &mut self,
+        done: impl Future<Output = T>,
+    ) -> Result<Option<T>, Failure> {
+        let mut done = pin!(done);
+        loop {
+            tokio::select! {
+                value = &mut done => return Ok(Some(value)),
+                output = self.next() => match output? {
+                    Some(output) => self.stdout.write(&output).await?,
+                    None => return Ok(None),
+                }
+            }
+        }
+    }
+
+    /// Shows output until the shell's prompt, or until there has been no output for `quiet`.
+    pub(crate) async fn show_until_prompt(&mut self, quiet: Duration) -> Result<Shown, Failure> {
+        loop {
+            if self.prompt.at_prompt() {
+                return Ok(Shown::Prompt);
+            }
+            match timeout(quiet, self.next()).await {
+                Err(_) => return Ok(Shown::Quiet),
+                Ok(output) => match output? {
+                    Some(output) => self.stdout.write(&output).await?,
+                    None => return Ok(Shown::Ended),
+                },
+            }
+        }
+    }
+
+    /// Types at the prompt.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.prompt.typed();
+        match self.console.write(bytes).await {
+            // The guest's end is told by its console's end.
+            Err(Error::NotRunning { .. }) => Ok(()),
+            written => Ok(written?),
+        }
+    }
+
+    /// Types a command at the prompt and withholds its echo, its output and the next prompt, so
+    /// that the user sees one prompt. If no prompt follows, everything is shown.
+    pub(crate) async fn run_unseen(&mut self, command: &str) -> Result<(), Failure> {
+        self.write(format!("{command}\n").as_bytes()).await?;
+        let mut withheld = Vec::new();
+        let prompt = async {
+            while let Some(output) = self.next().await? {
+                withheld.extend_from_slice(&output);
+                if self.prompt.at_prompt() {
+                    return Ok::<_, Failure>(true);
+                }
+                if withheld.len() > MAX_WITHHELD {
+                    break;
+                }
+            }
+            Ok(false)
+        };
+        match timeout(COMMAND_LIMIT, prompt).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Err(failure)) => Err(failure),
+            Ok(Ok(false)) | Err(_) => self.stdout.write(&withheld).await,
+        }
+    }
+
+    /// The next output; `None` at the console's end. Cancel safe.
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            match self.console.read(&mut self.buffer).await {
+                Ok(0) => return Ok(None),
+                Ok(length) => {
+                    self.spinner = None;
+                    let output = self.buffer[..length].to_vec();
+                    self.prompt.feed(&output);
+                    return Ok(Some(output));
+                }
+                Err(error @ Error::ConsoleOverrun { .. }) => messages::warning(&error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Why showing output stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// The shell waits for a command.
+    Prompt,
+    /// There was no output for some time.
+    Quiet,
+    /// The guest is gone.
+    Ended,
+}

@@ -1,0 +1,159 @@
+//! `capsa run`: builds a VM, connects its console, waits for its end.
+
+use std::io::{IsTerminal, stdout};
+
+use capsa::{BackendInfo, Share, VmHandle};
+use tokio::runtime;
+
+use crate::cli::RunArgs;
+use crate::console::Screen;
+use crate::exit::{Done, Exit, Failure};
+use crate::progress::Spinner;
+use crate::settings::{Builder, ConsoleSetting, Settings};
+use crate::signals::Signals;
+use crate::terminal::{self, RawMode};
+use crate::{forward, messages, script, session, stdin};
+
+/// Runs a VM to its end.
+pub(crate) fn run(args: RunArgs) -> Done {
+    let settings = Settings::from_args(args)?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Failure::Stream {
+            action: "start the async runtime",
+            source,
+        })?;
+    let done = runtime.block_on(boot(settings));
+    // A write to a standard output that nobody reads must not hold the program.
+    runtime.shutdown_background();
+    done
+}
+
+async fn boot(settings: Settings) -> Done {
+    let talk = Talk::new(&settings);
+    let boots_kit = settings.boots_kit();
+    if rustix::process::geteuid().is_root() {
+        messages::warning(
+            "running as root: a guest that breaks out is root here; use another user",
+        );
+    }
+    let vm = match settings.builder()? {
+        Builder::Linux(builder) => builder.build().await?,
+        Builder::Uefi(builder) => builder.build().await?,
+    };
+    announce(vm.backend());
+    if !boots_kit {
+        explain_shares(vm.shares());
+    }
+    let mut signals = Signals::new()?;
+    let outcome = tokio::select! {
+        outcome = talk.start(&vm) => outcome,
+        () = signals.obey(&vm) => Ok(()),
+    };
+    if outcome.as_ref().is_err_and(Failure::is_broken_pipe) {
+        tokio::select! {
+            stopped = vm.stop() => stopped?,
+            () = signals.obey(&vm) => {}
+        }
+    }
+    let exit = match vm.exit_reason() {
+        Some(reason) => Exit::of_vm(&reason),
+        None => Exit::VM_FAILED,
+    };
+    match (signals.exit(), vm.failure()) {
+        (Some(by_signal), _) => Ok(by_signal),
+        (None, Some(error)) => {
+            let seen = talk.shows_output() && stdout().is_terminal();
+            Err(Failure::Library {
+                error,
+                console_tail: (!seen).then(|| vm.console_tail()),
+            })
+        }
+        // The VM's time may run out while it starts, which is no failure of the start.
+        (None, None) if exit == Exit::TIMEOUT => {
+            messages::note("the VM ran out of its time and was killed");
+            Ok(exit)
+        }
+        (None, None) => outcome.map(|()| exit),
+    }
+}
+
+/// How the console is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Talk {
+    /// A person at a terminal.
+    Session { kit_shell: bool },
+    /// Lines for the kit's shell.
+    Script,
+    /// Bytes in both directions.
+    Forward,
+    /// Output only.
+    Show,
+    /// Nothing.
+    Silent,
+}
+
+impl Talk {
+    fn new(settings: &Settings) -> Self {
+        match settings.console() {
+            ConsoleSetting::Disabled => Self::Silent,
+            ConsoleSetting::Enabled => Self::Show,
+            ConsoleSetting::Stdio if terminal::is_interactive() => Self::Session {
+                kit_shell: settings.boots_kit_shell(),
+            },
+            ConsoleSetting::Stdio if settings.boots_kit_shell() => Self::Script,
+            ConsoleSetting::Stdio => Self::Forward,
+        }
+    }
+
+    fn shows_output(self) -> bool {
+        self != Self::Silent
+    }
+
+    /// Starts the VM, and talks until it ends.
+    async fn start(self, vm: &VmHandle) -> Result<(), Failure> {
+        let raw = match self {
+            Self::Session { .. } => Some(RawMode::enter().map_err(|source| Failure::Stream {
+                action: "set the terminal's mode",
+                source,
+            })?),
+            _ => None,
+        };
+        let spinner = Spinner::new("booting");
+        vm.start().await?;
+        if self == Self::Silent {
+            drop(spinner);
+            let _spinner = Spinner::new("running; Ctrl-C stops the guest");
+            vm.wait().await?;
+            return Ok(());
+        }
+        let console = vm.console().await?;
+        let mut screen = Screen::new(console.clone(), Some(spinner));
+        match (self, &raw) {
+            (Self::Session { kit_shell }, Some(raw)) => {
+                session::session(vm, screen, console, raw, kit_shell).await?;
+            }
+            (Self::Script, _) => script::script(vm, screen, stdin::lines()?).await?,
+            (Self::Forward, _) => forward::forward(screen, console, stdin::bytes()?).await?,
+            _ => screen.show().await?,
+        }
+        vm.wait().await?;
+        Ok(())
+    }
+}
+
+fn announce(backend: &BackendInfo) {
+    messages::note(&format!("backend {backend}"));
+}
+
+/// What mounts the shares of a guest that may not do it by itself.
+fn explain_shares(shares: &[Share]) {
+    for share in shares {
+        messages::warning(&format!(
+            "a guest without systemd 254 or later mounts {} by: {}",
+            share.guest_path,
+            share.mount_command()
+        ));
+    }
+}

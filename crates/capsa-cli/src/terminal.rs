@@ -1,0 +1,78 @@
+//! The terminal's raw mode: entered for a session, left on every way out.
+
+use std::io::{self, IsTerminal, stdin, stdout};
+use std::panic;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+/// The mode that the terminal had, while it is raw. Global, because a panic's message must find
+/// the terminal as it was, and it is printed before any destructor runs.
+static COOKED: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// The terminal on standard input in raw mode. Dropping this restores its mode; a panic does too.
+pub(crate) struct RawMode(());
+
+impl RawMode {
+    /// Switches the terminal on standard input to raw mode.
+    pub(crate) fn enter() -> io::Result<Self> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let report = panic::take_hook();
+            panic::set_hook(Box::new(move |panic| {
+                leave();
+                report(panic);
+            }));
+        });
+        let cooked = tcgetattr(stdin())?;
+        *lock() = Some(cooked);
+        let raw = Self(());
+        raw.again()?;
+        Ok(raw)
+    }
+
+    /// Switches to raw mode again, after a shell has taken the terminal and given it back.
+    pub(crate) fn again(&self) -> io::Result<()> {
+        if let Some(mode) = lock().as_ref() {
+            let mut mode = mode.clone();
+            mode.make_raw();
+            tcsetattr(stdin(), OptionalActions::Now, &mode)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        leave();
+    }
+}
+
+/// Whether the program has put the terminal in raw mode, where a line's end is `\r\n`.
+pub(crate) fn is_raw() -> bool {
+    lock().is_some()
+}
+
+/// Whether a person types on standard input.
+pub(crate) fn is_interactive() -> bool {
+    stdin().is_terminal()
+}
+
+/// The rows and columns of the terminal that shows the guest's output.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(stdout())
+        .or_else(|_| tcgetwinsize(stdin()))
+        .ok()?;
+    (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
+fn leave() {
+    if let Some(mode) = lock().take() {
+        // A terminal that is gone needs no mode.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &mode);
+    }
+}
+
+fn lock() -> MutexGuard<'static, Option<Termios>> {
+    COOKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
