@@ -4,11 +4,13 @@
 //! what is missing, or says what to install and exits with status 3.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod fuzz;
 mod nextest;
 mod packages;
@@ -37,6 +39,15 @@ enum Command {
     },
     /// Runs every check and every test.
     Test,
+    /// Compares Capsa with a QEMU started by hand; prints a table.
+    Bench {
+        /// How often each is measured.
+        #[arg(long, default_value_t = 10)]
+        pairs: u32,
+        /// Writes every measurement to this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Starts and ends VMs for a long time and looks for what they leave behind.
     Soak {
         /// How many VMs, one after the other.
@@ -73,6 +84,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run { args } => run::run(&args),
         Command::Test => test::run(),
+        Command::Bench { pairs, json } => bench::run(pairs, json.as_deref()),
         Command::Soak { cycles, seed } => soak::run(cycles, seed),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
     }

@@ -1,0 +1,115 @@
+//! The QEMU that Capsa starts, as somebody would start it by hand.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use capsa::kit;
+use capsa_testing::{images, processes};
+use tokio::process::{Child, Command};
+
+use crate::stream::read_to;
+
+/// A program with its arguments.
+pub(crate) struct CommandLine {
+    program: PathBuf,
+    args: Vec<String>,
+}
+
+impl CommandLine {
+    /// Starts it, with its console on pipes.
+    pub(crate) fn start(&self) -> Result<Child> {
+        start(Command::new(&self.program).args(&self.args))
+    }
+}
+
+/// `capsa run` of the kit, as a guest that Capsa does not know: its console is passed on as it is.
+pub(crate) fn capsa_run(capsa: &Path) -> Result<Child> {
+    let kit = images::kit();
+    start(
+        Command::new(capsa)
+            .args(["run", "--console", "stdio", "--memory", "256M", "--kernel"])
+            .arg(&kit.kernel)
+            .arg("--initrd")
+            .arg(&kit.initramfs),
+    )
+}
+
+fn start(command: &mut Command) -> Result<Child> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start a VM")
+}
+
+/// Runs Capsa once and takes the command line from the QEMU below it.
+pub(crate) async fn find(capsa: &Path) -> Result<CommandLine> {
+    let mut child = capsa_run(capsa)?;
+    let mut console = child.stdout.take().context("no pipe")?;
+    read_to(&mut console, kit::PROMPT.as_bytes(), || ()).await?;
+    let pid = child.id().context("capsa ended early")?;
+    let qemu = *processes::children(pid)
+        .first()
+        .context("capsa has no child")?;
+    let line = fs::read_to_string(format!("/proc/{qemu}/cmdline"))?;
+    Ok(CommandLine {
+        program: fs::read_link(format!("/proc/{qemu}/exe"))?,
+        args: rewrite(line.split_terminator('\0').skip(1))?,
+    })
+}
+
+/// Puts the console on stdin and stdout, and leaves out the monitor, which nobody would use.
+fn rewrite<'a>(args: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+    let mut rewritten = Vec::new();
+    let mut args = args.peekable();
+    while let Some(arg) = args.next() {
+        let value = args.next_if(|value| !value.starts_with('-'));
+        let value = match (arg, value) {
+            ("-chardev", Some(value)) if value.starts_with("socket,id=qmp,") => continue,
+            ("-mon", _) => continue,
+            ("-chardev", Some(value)) if value.starts_with("socket,id=console,") => {
+                Some("stdio,id=console,signal=off")
+            }
+            (_, value) => value,
+        };
+        ensure!(
+            !value.is_some_and(|value| value.contains("fd=")),
+            "nobody could type this descriptor: {arg} {value:?}"
+        );
+        rewritten.push(arg.to_owned());
+        rewritten.extend(value.map(str::to_owned));
+    }
+    ensure!(
+        rewritten.iter().any(|arg| arg.starts_with("stdio,")),
+        "the command line has no console"
+    );
+    Ok(rewritten)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_give_way_to_pipes() {
+        let args = "-nodefaults -chardev socket,id=qmp,fd=9 -mon chardev=qmp,mode=control \
+                    -chardev socket,id=console,fd=10 -device isa-serial,chardev=console -m 256M";
+        let expected = "-nodefaults -chardev stdio,id=console,signal=off \
+                        -device isa-serial,chardev=console -m 256M";
+        let rewritten = rewrite(args.split_whitespace()).unwrap();
+        let expected: Vec<_> = expected.split_whitespace().collect();
+        assert_eq!(rewritten, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_typed_is_refused() {
+        let console = "-chardev socket,id=console,fd=10";
+        assert!(rewrite("-m 256M".split(' ')).is_err());
+        assert!(rewrite(format!("{console} -add-fd fd=3").split(' ')).is_err());
+        assert!(rewrite(console.split(' ')).is_ok());
+    }
+}

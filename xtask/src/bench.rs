@@ -1,0 +1,38 @@
+//! `cargo xtask bench`: what Capsa costs over a QEMU that is started by hand.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Result, ensure};
+
+use crate::packages::{self, QEMU};
+use crate::workspace::{cargo, check, command, release_folder};
+
+/// Builds the command and the benchmark optimised, and runs the benchmark.
+///
+/// # Errors
+///
+/// A build fails, or a VM does not do what it is told.
+pub(crate) fn run(pairs: u32, json: Option<&Path>) -> Result<()> {
+    packages::provide(&[QEMU])?;
+    check(
+        cargo(["build", "--locked", "--release"])?
+            .args(["--package", "capsa-cli", "--bin", "capsa"])
+            .args(["--package", "capsa-testing", "--bin", "bench"]),
+    )?;
+    let folder = release_folder()?;
+    let mut bench = command(folder.join("bench"))?;
+    bench.arg(folder.join("capsa")).arg(pairs.to_string());
+    if let Some(file) = json {
+        // The benchmark runs elsewhere than the caller.
+        bench.arg(std::path::absolute(file)?);
+    }
+    // The table is the result, on stdout.
+    let status = bench
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(io::stdout()))
+        .status()?;
+    ensure!(status.success(), "the benchmark: {status}");
+    Ok(())
+}
