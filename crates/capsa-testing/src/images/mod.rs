@@ -41,7 +41,7 @@ pub fn kit() -> Kit {
 }
 
 /// A root disk, raw: ext4, busybox as init, `login:` on ttyS0 (root, no password, prompt `# `),
-/// powers off at a press of the power button. Boots with the kernel and initramfs of [`kit`].
+/// powers off at a press of the power button. Boots with the kernel and initramfs of [`kit()`].
 ///
 /// The file is shared by all tests and read-only: write to a [`fresh_copy`].
 #[must_use]

@@ -114,3 +114,18 @@ fn no_package(name: &str) -> KitFailure {
         package: name.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_is_about_to_fetch_is_read_from_its_own_words() {
+        let text = "W: something\n'http://x/y_1.deb' y_1%3a2_amd64.deb 70550672 SHA256:ab\n";
+        let download = Download::parse(text).unwrap();
+        assert_eq!(download.file, "y_1%3a2_amd64.deb");
+        assert_eq!(download.size, 70_550_672);
+        assert!(Download::parse("'http://x' ../y.deb 1 SHA256:ab").is_none());
+        assert!(Download::parse("").is_none());
+    }
+}

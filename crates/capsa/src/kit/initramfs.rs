@@ -53,9 +53,8 @@ const FOLDERS: [&str; 12] = [
 
 /// What init runs of busybox; a shell gets the other names at run time. The kernel itself runs
 /// `/sbin/modprobe` when it needs a module: for a file system, say.
-const APPLETS: [&str; 15] = [
+const APPLETS: [&str; 14] = [
     "bin/acpid",
-    "bin/chroot",
     "bin/cttyhack",
     "bin/findfs",
     "bin/ip",

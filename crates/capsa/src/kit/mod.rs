@@ -26,6 +26,8 @@ mod manifest;
 mod modules;
 mod packed;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -125,30 +127,4 @@ fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf> {
         .or_else(|| set("HOME").map(|home| home.join(".local/share")))
         .ok_or(KitFailure::NoFolder)?;
     Ok(data.join("capsa/kit"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_folder_follows_the_variables_in_order() {
-        fn with(set: &[(&str, &str)]) -> Result<PathBuf> {
-            folder_from(|name| {
-                let (_, value) = set.iter().find(|(known, _)| *known == name)?;
-                Some(PathBuf::from(value))
-            })
-        }
-        let home = ("HOME", "/home/u");
-        assert_eq!(with(&[("CAPSA_KIT", "k"), home]).unwrap(), Path::new("k"));
-        assert_eq!(
-            with(&[("CAPSA_KIT", ""), ("XDG_DATA_HOME", "/d"), home]).unwrap(),
-            Path::new("/d/capsa/kit")
-        );
-        assert_eq!(
-            with(&[("XDG_DATA_HOME", "relative"), home]).unwrap(),
-            Path::new("/home/u/.local/share/capsa/kit")
-        );
-        assert_eq!(with(&[]).unwrap_err().code(), "E0801");
-    }
 }

@@ -205,7 +205,7 @@ fn load(name: &str, path: &Path) -> Result<Module> {
     parse(name, content).map_err(|message| unusable(path, message))
 }
 
-fn parse(name: &str, content: Vec<u8>) -> Result<Module, String> {
+pub(super) fn parse(name: &str, content: Vec<u8>) -> Result<Module, String> {
     let elf = object::File::parse(&*content).map_err(|e| format!("not an ELF file: {e}"))?;
     let modinfo = elf
         .section_by_name(".modinfo")

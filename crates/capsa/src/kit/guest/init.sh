@@ -121,8 +121,8 @@ boot_disk() {
         die "root=$root: cannot mount $disk ($mode${rootfstype:+, $rootfstype})"
     mount_shares /sysroot
     [ -n "$init" ] || init=/sbin/init
-    # A link there is to be followed below /sysroot, which only chroot does.
-    chroot /sysroot /bin/sh -c "[ -x '$init' ]" 2> /dev/null || [ -x "/sysroot$init" ] ||
+    # A link may lead to a path that exists only once /sysroot is the root.
+    [ -x "/sysroot$init" ] || [ -L "/sysroot$init" ] ||
         die "root=$root: there is no program $init on $disk"
     for dir in proc sys dev run; do
         mount -o move "/$dir" "/sysroot/$dir" 2> /dev/null || umount -l "/$dir"
