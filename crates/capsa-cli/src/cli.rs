@@ -17,22 +17,21 @@ use crate::{quantity, share};
 #[command(
     name = "capsa",
     version,
+    disable_help_subcommand = true,
+    max_term_width = 80,
     after_help = "\
 Examples:
-  capsa setup                      make the guest kit: a kernel and a small Linux, once
-  capsa run                        boot it to a shell
-  echo 'uname -a' | capsa run      have it run commands
-  capsa run --config vm.toml       boot what a file describes
-
-Exit status: 0 the guest powered off or reset, 1 the VM failed, 2 usage,
-3 something is missing on this machine, 124 timeout, 128+n ended by signal n."
+  capsa setup                    make the guest kit, once: a small Linux
+  capsa run                      boot it to a shell; the exit status is 0 when
+                                 the guest powers off: see `capsa run --help`
+  echo 'uname -a' | capsa run    have it run commands"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 
-    /// Log more to standard error; twice for details (or set CAPSA_LOG)
-    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
+    /// Log to standard error; twice for details (CAPSA_LOG filters)
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
 }
 
@@ -40,9 +39,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a VM and wait for its end
     Run(Box<RunArgs>),
-    /// List the backends and what each can do on this machine
+    /// List the backends and what they can do (alias: info)
     #[command(
-        visible_alias = "info",
+        alias = "info",
         after_help = "\
 Example:
   capsa backends --json | jq '.[].info'"
@@ -52,7 +51,7 @@ Example:
         #[arg(long)]
         json: bool,
     },
-    /// Show what this machine has of what Capsa needs, and how to mend the rest
+    /// Show what this machine lacks, and what mends it
     #[command(
         long_flag = "check-system",
         after_help = "\
@@ -69,7 +68,7 @@ Example:
     /// Print the version
     #[command(after_help = "Example:\n  capsa version")]
     Version,
-    /// Make the guest kit: the kernel and the small Linux that `run` boots by default
+    /// Make the guest kit, which `run` boots by default
     Setup(SetupArgs),
     /// Print a completion script for a shell
     #[command(after_help = "\
@@ -81,27 +80,43 @@ Example:
     },
 }
 
+const RUN_DETAILS: &str = "\
+Without --kernel the VM boots the guest kit: to a shell, or into the first disk.
+
+On a terminal, Ctrl-] asks the guest to power off, and a second Ctrl-] kills it;
+Ctrl-C and Ctrl-Z go to the guest. The kit's shell learns the window's size when
+it starts. A serial console cannot tell a guest that the window has changed: use
+`stty rows R cols C` in the guest.
+
+When standard input is not a terminal, the kit's shell runs its lines and powers
+off at its end; without any input it gives a short demonstration. Other guests
+get the bytes as they come.
+
+Ctrl-C (where it does not go to the guest), SIGTERM and SIGHUP ask the guest to
+power off and kill it after 10 s, or when they come again.
+
+The exit status is 0 when the guest powered off or reset, 1 when the VM failed,
+2 for usage, 3 when something is missing on this machine, 124 when --timeout ran
+out, 137 when Ctrl-] killed the guest, 130, 143 or 129 after Ctrl-C, SIGTERM or
+SIGHUP, 141 when nobody reads standard output any more.
+
+Options override the file: --disk replaces its disks, --share and --cmdline add
+to what it has.
+";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  capsa run
+  capsa run --config linux-vm.toml --cpus 4 --memory 4G --timeout 5m
+  capsa run --kernel bzImage --initrd initrd --disk root.qcow2 --console stdio";
+
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_value_name = "BOOT",
     subcommand_help_heading = "Ways to boot",
-    after_help = "\
-Without --kernel the VM boots the guest kit: to a shell, or into the first --disk.
-
-On a terminal, Ctrl-] asks the guest to power off, and a second Ctrl-] kills it; Ctrl-C and Ctrl-Z
-go to the guest. The shell of the kit learns the window's size when it starts; a serial console
-cannot tell a guest that the window has changed: type `stty rows R cols C`, or `resize`.
-
-When standard input is not a terminal, the kit's shell runs its lines and powers off at its end;
-without any input it gives a short demonstration. Any other guest gets the bytes as they come.
-
-Options override the file: --disk replaces its disks, --share and --cmdline add to what it has.
-
-Examples:
-  capsa run
-  capsa run --config linux-vm.toml --cpus 4 --memory 4G --timeout 5m
-  capsa run --kernel bzImage --initrd initrd --disk rootfs.qcow2 --console stdio"
+    after_help = RUN_EXAMPLES,
+    after_long_help = format!("{RUN_DETAILS}\n{RUN_EXAMPLES}")
 )]
 pub(crate) struct RunArgs {
     #[command(subcommand)]
@@ -123,7 +138,7 @@ pub(crate) enum BootCommand {
     /// Boot a Linux kernel directly; the same as `run --kernel`
     #[command(after_help = "\
 Example:
-  capsa run linux --kernel bzImage --initrd initrd --share ./src:/src:rw --console stdio")]
+  capsa run linux --kernel bzImage --initrd initrd --share .:/src --console stdio")]
     Linux(Box<LinuxCommand>),
     /// Boot a disk through UEFI firmware
     #[command(after_help = "\
@@ -186,7 +201,8 @@ pub(crate) struct VmArgs {
     #[arg(long = "net", alias = "network", value_name = "MODE")]
     pub(crate) network: Option<NetworkSetting>,
 
-    /// Connect the guest's console: stdio both ways, enabled to standard output only
+    /// Connect the console: stdio both ways, enabled only to standard output;
+    /// the default is stdio for the guest kit, else disabled
     #[arg(long, value_name = "MODE")]
     pub(crate) console: Option<ConsoleSetting>,
 

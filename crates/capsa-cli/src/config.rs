@@ -50,7 +50,7 @@ use capsa::{KernelCmdline, MountMode, ShareMechanism, SharedDir, Virtio9pConfig,
 use serde::Deserialize;
 
 use crate::disk::{self, DiskFormat};
-use crate::settings::{Boot, ConsoleSetting, NetworkSetting, Os, Settings};
+use crate::settings::{Boot, ConsoleSetting, NetworkSetting, Settings, System};
 use crate::{nearest, quantity};
 
 /// Most bytes of a file: far more than any configuration, and bounded for who names a disk image
@@ -115,7 +115,7 @@ struct Config {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct GuestTable {
-    os: Os,
+    os: System,
     boot: Boot,
 }
 
@@ -235,7 +235,7 @@ impl Config {
             disk
         };
         Settings {
-            os: self.guest.os,
+            system: self.guest.os,
             boot: self.guest.boot,
             kernel: self.boot.kernel.map(resolve),
             initrd: self.boot.initrd.map(resolve),

@@ -23,6 +23,9 @@ pub(crate) struct Screen {
     console: VmConsole,
     stdout: GuestOutput,
     prompt: PromptWatch,
+    /// Escape sequences that came after a prompt and are not shown yet: the shell asks for the
+    /// terminal's size there.
+    behind_prompt: Vec<u8>,
     /// Turns until the guest says something.
     spinner: Option<Spinner>,
     buffer: Box<[u8]>,
@@ -34,6 +37,7 @@ impl Screen {
             console,
             stdout: GuestOutput::new(),
             prompt: PromptWatch::default(),
+            behind_prompt: Vec::new(),
             spinner,
             buffer: vec![0; 16 << 10].into(),
         }
@@ -42,7 +46,7 @@ impl Screen {
     /// Shows output until the console ends.
     pub(crate) async fn show(&mut self) -> Result<(), Failure> {
         while let Some(output) = self.next().await? {
-            self.stdout.write(&output).await?;
+            self.print(&output.bytes).await?;
         }
         Ok(())
     }
@@ -57,25 +61,30 @@ impl Screen {
             tokio::select! {
                 value = &mut done => return Ok(Some(value)),
                 output = self.next() => match output? {
-                    Some(output) => self.stdout.write(&output).await?,
+                    Some(output) => self.print(&output.bytes).await?,
                     None => return Ok(None),
                 }
             }
         }
     }
 
-    /// Shows output until the shell's prompt, or until there has been no output for `quiet`.
+    /// Shows output up to the shell's prompt, or until there has been none for `quiet`.
     pub(crate) async fn show_until_prompt(&mut self, quiet: Duration) -> Result<Shown, Failure> {
+        if self.prompt.at_prompt() {
+            return Ok(Shown::Prompt);
+        }
         loop {
-            if self.prompt.at_prompt() {
+            let Ok(output) = timeout(quiet, self.next()).await else {
+                return Ok(Shown::Quiet);
+            };
+            let Some(Output { bytes, prompt_end }) = output? else {
+                return Ok(Shown::Ended);
+            };
+            let (shown, behind) = bytes.split_at(prompt_end.unwrap_or(bytes.len()));
+            self.print(shown).await?;
+            if prompt_end.is_some() {
+                self.behind_prompt = behind.to_vec();
                 return Ok(Shown::Prompt);
-            }
-            match timeout(quiet, self.next()).await {
-                Err(_) => return Ok(Shown::Quiet),
-                Ok(output) => match output? {
-                    Some(output) => self.stdout.write(&output).await?,
-                    None => return Ok(Shown::Ended),
-                },
             }
         }
     }
@@ -94,11 +103,11 @@ impl Screen {
     /// that the user sees one prompt. If no prompt follows, everything is shown.
     pub(crate) async fn run_unseen(&mut self, command: &str) -> Result<(), Failure> {
         self.write(format!("{command}\n").as_bytes()).await?;
-        let mut withheld = Vec::new();
+        let mut withheld = std::mem::take(&mut self.behind_prompt);
         let prompt = async {
             while let Some(output) = self.next().await? {
-                withheld.extend_from_slice(&output);
-                if self.prompt.at_prompt() {
+                withheld.extend_from_slice(&output.bytes);
+                if output.prompt_end.is_some() {
                     return Ok::<_, Failure>(true);
                 }
                 if withheld.len() > MAX_WITHHELD {
@@ -110,26 +119,41 @@ impl Screen {
         match timeout(COMMAND_LIMIT, prompt).await {
             Ok(Ok(true)) => Ok(()),
             Ok(Err(failure)) => Err(failure),
-            Ok(Ok(false)) | Err(_) => self.stdout.write(&withheld).await,
+            Ok(Ok(false)) | Err(_) => self.print(&withheld).await,
         }
     }
 
+    async fn print(&mut self, output: &[u8]) -> Result<(), Failure> {
+        let behind = std::mem::take(&mut self.behind_prompt);
+        if !behind.is_empty() {
+            self.stdout.write(&behind).await?;
+        }
+        self.stdout.write(output).await
+    }
+
     /// The next output; `None` at the console's end. Cancel safe.
-    async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+    async fn next(&mut self) -> Result<Option<Output>, Failure> {
         loop {
             match self.console.read(&mut self.buffer).await {
                 Ok(0) => return Ok(None),
                 Ok(length) => {
                     self.spinner = None;
-                    let output = self.buffer[..length].to_vec();
-                    self.prompt.feed(&output);
-                    return Ok(Some(output));
+                    let bytes = self.buffer[..length].to_vec();
+                    let prompt_end = self.prompt.feed(&bytes);
+                    return Ok(Some(Output { bytes, prompt_end }));
                 }
                 Err(error @ Error::ConsoleOverrun { .. }) => messages::warning(&error.to_string()),
                 Err(error) => return Err(error.into()),
             }
         }
     }
+}
+
+/// What the guest wrote.
+struct Output {
+    bytes: Vec<u8>,
+    /// Where the prompt ends, if that is what the output ends with.
+    prompt_end: Option<usize>,
 }
 
 /// Why showing output stopped.

@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 /// without a unit is refused: some programs take it for bytes, others for MiB.
 pub(crate) fn mebibytes(text: &str) -> Result<u32, String> {
     if text.ends_with(|last: char| last.is_ascii_digit()) {
-        return Err(format!("{text} has no unit: write {text}M or {text}G"));
+        return Err(format!("{text} has no unit: write {text}M for MiB"));
     }
     let bytes = Config::new()
         .with_binary()

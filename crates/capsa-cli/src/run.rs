@@ -30,18 +30,21 @@ pub(crate) fn run(args: RunArgs) -> Done {
     done
 }
 
-async fn boot(settings: Settings) -> Done {
+async fn boot(mut settings: Settings) -> Done {
     let talk = Talk::new(&settings);
+    if let Talk::Session { kit_shell: true } = talk {
+        settings.terminal = terminal::kind();
+    }
     let boots_kit = settings.boots_kit();
+    let vm = match settings.builder()? {
+        Builder::Linux(builder) => builder.build().await?,
+        Builder::Uefi(builder) => builder.build().await?,
+    };
     if rustix::process::geteuid().is_root() {
         messages::warning(
             "running as root: a guest that breaks out is root here; use another user",
         );
     }
-    let vm = match settings.builder()? {
-        Builder::Linux(builder) => builder.build().await?,
-        Builder::Uefi(builder) => builder.build().await?,
-    };
     announce(vm.backend());
     if !boots_kit {
         explain_shares(vm.shares());
@@ -51,11 +54,14 @@ async fn boot(settings: Settings) -> Done {
         outcome = talk.start(&vm) => outcome,
         () = signals.obey(&vm) => Ok(()),
     };
-    if outcome.as_ref().is_err_and(Failure::is_broken_pipe) {
-        tokio::select! {
+    match &outcome {
+        Ok(()) => {}
+        // Whoever read the output has had enough; the guest may still have something to save.
+        Err(failure) if failure.is_broken_pipe() => tokio::select! {
             stopped = vm.stop() => stopped?,
             () = signals.obey(&vm) => {}
-        }
+        },
+        Err(_) => vm.kill().await?,
     }
     let exit = match vm.exit_reason() {
         Some(reason) => Exit::of_vm(&reason),

@@ -32,12 +32,11 @@ const END_OF_INPUT: Duration = Duration::from_secs(5);
 const END: &[u8] = b"\x04";
 
 /// What a guest shows of itself when it is told nothing.
-const DEMONSTRATION: [&str; 5] = [
+const DEMONSTRATION: [&str; 4] = [
     "uname -a",
     "grep -m1 'model name' /proc/cpuinfo; nproc",
     "free -m",
-    "cat /proc/partitions",
-    "ls /",
+    "df -h",
 ];
 
 /// Has the kit's shell run the lines of standard input, or a demonstration if there are none.
@@ -73,6 +72,8 @@ pub(crate) async fn script(
         }
         Ok(None) | Err(_) => {
             messages::note("standard input has no commands: a short demonstration");
+            // A shell that knows the size does not ask the terminal, which is none.
+            screen.run_unseen("stty rows 24 cols 80").await?;
             for command in DEMONSTRATION {
                 screen.write(format!("{command}\n").as_bytes()).await?;
                 screen.show_until_prompt(END_OF_INPUT).await?;

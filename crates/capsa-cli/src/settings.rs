@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use capsa::{
-    BackendChoice, BackendKind, Capsa, ConfigProblem, ConsoleMode, DiskImage, EfiVariableStore,
-    Error, GuestOs, Isolation, KernelCmdline, LinuxBoot, LinuxVmBuilder, NetworkMode, ProblemKind,
-    SharedDir, UefiBootConfig, UefiVmBuilder, VmBuilder,
+    BackendChoice, BackendKind, Capsa, CmdlineArg, ConfigProblem, ConsoleMode, DiskImage,
+    EfiVariableStore, Error, GuestOs, Isolation, KernelCmdline, LinuxBoot, LinuxVmBuilder,
+    NetworkMode, ProblemKind, SharedDir, UefiBootConfig, UefiVmBuilder, VmBuilder,
     kit::{self, Kit},
 };
 use clap::ValueEnum;
@@ -20,11 +20,8 @@ use crate::exit::Failure;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ConsoleSetting {
-    /// Standard input and standard output
     Stdio,
-    /// Standard output
     Enabled,
-    /// Nobody
     Disabled,
 }
 
@@ -43,9 +40,7 @@ impl From<ConsoleSetting> for ConsoleMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NetworkSetting {
-    /// Not at all
     None,
-    /// Through the host's address
     Nat,
 }
 
@@ -72,7 +67,7 @@ pub(crate) enum Boot {
 /// The operating system in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Os {
+pub(crate) enum System {
     #[default]
     Linux,
     Windows,
@@ -82,7 +77,7 @@ pub(crate) enum Os {
 /// What a VM is to be. What is `None` or empty has not been said.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Settings {
-    pub(crate) os: Os,
+    pub(crate) system: System,
     pub(crate) boot: Boot,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
@@ -101,6 +96,8 @@ pub(crate) struct Settings {
     pub(crate) backend: BackendChoice,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) name: Option<String>,
+    /// The kind of terminal that the kit's shell talks to.
+    pub(crate) terminal: Option<String>,
 }
 
 /// A builder for either way to boot.
@@ -161,10 +158,10 @@ impl Settings {
 
     /// Refuses what contradicts itself, before anything is looked up.
     fn check(&self) -> Result<(), Error> {
-        let guest_os = match self.os {
-            Os::Linux => None,
-            Os::Windows => Some(GuestOs::Windows),
-            Os::MacOs => Some(GuestOs::MacOs),
+        let guest_os = match self.system {
+            System::Linux => None,
+            System::Windows => Some(GuestOs::Windows),
+            System::MacOs => Some(GuestOs::MacOs),
         };
         if let Some(guest_os) = guest_os {
             let backend = self.likely_backend();
@@ -254,6 +251,9 @@ impl Settings {
                 if self.boots_kit() {
                     // The kernel's messages are for who brings a kernel; a panic shows all the same.
                     builder = builder.cmdline_arg("quiet");
+                }
+                if let Some(terminal) = &self.terminal {
+                    builder = builder.cmdline_arg(CmdlineArg::kv("capsa.term", terminal));
                 }
                 let cmdline = self.cmdline.clone();
                 self.rest(builder).cmdline(cmdline)

@@ -58,6 +58,16 @@ pub(crate) fn is_interactive() -> bool {
     stdin().is_terminal()
 }
 
+/// The terminal's kind, as `TERM` says it, if a guest can be told: it goes on the kernel's line.
+pub(crate) fn kind() -> Option<String> {
+    const MAX_BYTES: usize = 64;
+    let plain = |kind: &String| {
+        let allowed = |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'+' | b'.');
+        !kind.is_empty() && kind.len() <= MAX_BYTES && kind.bytes().all(allowed)
+    };
+    std::env::var("TERM").ok().filter(plain)
+}
+
 /// The rows and columns of the terminal that shows the guest's output.
 pub(crate) fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(stdout())
