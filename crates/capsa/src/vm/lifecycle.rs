@@ -164,3 +164,6 @@ impl Lifecycle {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
