@@ -19,8 +19,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// The oldest QEMU whose command line and QMP messages Capsa relies on (`-action`, fd= sockets).
 const OLDEST: (u32, u32) = (7, 2);
 
-/// How long `qemu -version` may take. It takes 30 ms on an idle machine.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long `qemu -version` may take: 30 ms on an idle machine, seconds from a cold network disk.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An installed QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
