@@ -4,11 +4,12 @@ use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::packages::{self, QEMU};
-use crate::workspace::{cargo, check, release_folder, search_path};
+use crate::workspace::{cargo, check, debug_folder, search_path};
 
 /// Becomes `capsa ARGS`, or `capsa run` without ARGS.
 ///
@@ -23,9 +24,9 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
     let capsa = build_capsa()?;
     let boots = args.first().is_none_or(|command| command == "run");
     if boots && !has_kit() {
-        check(std::process::Command::new(&capsa).arg("setup"))?;
+        check(Command::new(&capsa).arg("setup"))?;
     }
-    let mut command = std::process::Command::new(&capsa);
+    let mut command = Command::new(&capsa);
     // Its relative paths are the caller's: it starts in the caller's folder.
     command.env("PATH", env::join_paths(search_path()?)?);
     match args {
@@ -35,16 +36,11 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
     Err(command.exec()).with_context(|| format!("cannot run {}", capsa.display()))
 }
 
-/// Builds the command and tells where it is.
-pub(crate) fn build_capsa() -> Result<PathBuf> {
-    check(&mut cargo([
-        "build",
-        "--locked",
-        "--release",
-        "--package",
-        "capsa-cli",
-    ])?)?;
-    Ok(release_folder()?.join("capsa"))
+/// Builds the command and tells where it is. Not optimised: that takes more than twice as long to
+/// build, and what a VM waits for is QEMU.
+fn build_capsa() -> Result<PathBuf> {
+    check(&mut cargo(["build", "--locked", "--package", "capsa-cli"])?)?;
+    Ok(debug_folder()?.join("capsa"))
 }
 
 /// Whether the user has a guest kit: in the folder that `capsa::kit::find` looks in. To link with
