@@ -52,17 +52,13 @@ async fn print(
     output: &mut (impl AsyncRead + Unpin),
     input: &mut (impl AsyncWrite + Unpin),
 ) -> Result<f64> {
-    // The echo of the line does not hold the mark.
     let count = PRINTED >> 16;
-    let line = format!(
-        "dd if=/dev/zero bs=64k count={count} 2>/dev/null | tr '\\0' x; echo; echo D''ONE\n"
-    );
+    let line = format!("dd if=/dev/zero bs=64k count={count} 2>/dev/null | tr '\\0' x; echo\n");
     input.write_all(line.as_bytes()).await?;
     input.flush().await?;
     let started = Instant::now();
-    let bytes = read_to(output, b"DONE", || ()).await?;
+    let bytes = read_to(output, kit::PROMPT_END.as_bytes(), || ()).await?;
     let seconds = started.elapsed().as_secs_f64();
-    read_to(output, kit::PROMPT_END.as_bytes(), || ()).await?;
     #[expect(clippy::cast_precision_loss, reason = "a few MiB")]
     Ok(bytes as f64 / MIB as f64 / seconds)
 }

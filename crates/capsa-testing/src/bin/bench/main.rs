@@ -28,17 +28,15 @@ async fn main() -> Result<()> {
     let pairs: usize = pairs.to_string_lossy().parse().context(USAGE)?;
     let file = args.next().map(PathBuf::from);
 
+    let mut stdout = std::io::stdout();
     // First, while nothing else has touched this process's memory.
-    eprintln!("memory");
     let memory = memory::measure(&capsa).await?;
-    eprintln!("cold start");
+    stdout.write_all(memory.table().as_bytes())?;
     let by_hand = by_hand::find(&capsa).await?;
     let start = start::measure(&capsa, &by_hand, pairs).await?;
-    eprintln!("console");
+    stdout.write_all(start.table().as_bytes())?;
     let console = console::measure(&by_hand, pairs).await?;
-
-    let table = start.table() + &console.table() + &memory.table();
-    std::io::stdout().write_all(table.as_bytes())?;
+    stdout.write_all(console.table().as_bytes())?;
     if let Some(file) = file {
         let report = json!({
             "pairs": pairs,

@@ -18,7 +18,7 @@ pub(crate) struct Comparison(pub(crate) Vec<Paired>);
 impl Comparison {
     pub(crate) fn table(&self) -> String {
         let mut table = format!(
-            "{:32}{:>10}{:>10}{:>10}\n",
+            "\n{:32}{:>10}{:>10}{:>10}\n",
             "median", "capsa", "by hand", "ratio"
         );
         for paired in &self.0 {
@@ -31,7 +31,6 @@ impl Comparison {
                 capsa / by_hand
             );
         }
-        table.push('\n');
         table
     }
 
