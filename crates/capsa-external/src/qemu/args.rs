@@ -46,7 +46,7 @@ pub(super) fn arguments(
     // The board: what a virtual machine does not need costs boot time.
     args.option(
         "-machine",
-        "q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off",
+        "q35,hpet=off,i8042=off,smbus=off,sata=off,usb=off,vmport=off",
     );
     match spec.backend.accelerator {
         Accelerator::Kvm => {
