@@ -138,7 +138,7 @@ pub(crate) enum BootCommand {
     /// Boot a Linux kernel directly; the same as `run --kernel`
     #[command(after_help = "\
 Example:
-  capsa run linux --kernel bzImage --initrd initrd --share .:/src --console stdio")]
+  capsa run linux --kernel bzImage --initrd initrd --share .:/src:rw")]
     Linux(Box<LinuxCommand>),
     /// Boot a disk through UEFI firmware
     #[command(after_help = "\

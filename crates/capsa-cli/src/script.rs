@@ -72,8 +72,9 @@ pub(crate) async fn script(
         }
         Ok(None) | Err(_) => {
             messages::note("standard input has no commands: a short demonstration");
-            // A shell that knows the size does not ask the terminal, which is none.
-            screen.run_unseen("stty rows 24 cols 80").await?;
+            // The shell itself shows what it runs: its line editor would ask a terminal that is
+            // not there where its cursor is.
+            screen.run_unseen("stty -echo; PS4=; set -x").await?;
             for command in DEMONSTRATION {
                 screen.write(format!("{command}\n").as_bytes()).await?;
                 screen.show_until_prompt(END_OF_INPUT).await?;
