@@ -53,17 +53,19 @@ const FOLDERS: [&str; 12] = [
 
 /// What init runs of busybox; a shell gets the other names at run time. The kernel itself runs
 /// `/sbin/modprobe` when it needs a module: for a file system, say.
-const APPLETS: [&str; 14] = [
+const APPLETS: [&str; 16] = [
     "bin/acpid",
     "bin/cttyhack",
     "bin/findfs",
     "bin/ip",
+    "bin/login",
     "bin/mkdir",
     "bin/mount",
     "bin/poweroff",
     "bin/setsid",
     "bin/sh",
     "bin/sync",
+    "bin/syslogd",
     "bin/switch_root",
     "bin/umount",
     "bin/usleep",

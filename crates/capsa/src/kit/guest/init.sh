@@ -144,8 +144,11 @@ shell() {
     mount_shares ''
     cd
     # In the background and waited for, as a trap only runs when no child holds the shell up.
-    # cttyhack opens the console and makes it the controlling terminal: Ctrl-C works.
-    setsid cttyhack sh -l < /dev/console > /dev/console 2>&1 &
+    # cttyhack opens the console and makes it the controlling terminal. What a shell runs in the
+    # background ignores SIGINT for good; login undoes that, so that Ctrl-C works. It reports to
+    # syslogd, else on the console.
+    syslogd -C
+    setsid cttyhack login -pf root < /dev/console > /dev/console 2>&1 &
     wait $!
     sync
     poweroff -f
