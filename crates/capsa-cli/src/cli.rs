@@ -185,16 +185,25 @@ pub(crate) struct LinuxArgs {
 /// What every VM has.
 #[derive(Debug, Args)]
 pub(crate) struct VmArgs {
-    /// Attach a disk, the root disk first: FILE[,format=raw|qcow2][,ro][,ephemeral][,backing=FILE]
-    #[arg(long = "disk", value_name = "DISK")]
+    // A doc comment would make links of the brackets; the same below.
+    #[arg(
+        long = "disk",
+        value_name = "DISK",
+        help = "Attach a disk, the root disk first: \
+                FILE[,format=raw|qcow2][,ro][,ephemeral][,backing=FILE]"
+    )]
     pub(crate) disks: Vec<DiskArg>,
 
     /// The format of disks that do not name one; by default their extension says it
     #[arg(long, value_name = "FORMAT", requires = "disks")]
     pub(crate) disk_format: Option<DiskFormat>,
 
-    /// Share a folder: HOST:GUEST[:ro|rw], read-only by default
-    #[arg(long = "share", value_name = "SHARE", value_parser = share::parse)]
+    #[arg(
+        long = "share",
+        value_name = "SHARE",
+        value_parser = share::parse,
+        help = "Share a folder: HOST:GUEST[:ro|rw], read-only by default"
+    )]
     pub(crate) shares: Vec<SharedDir>,
 
     /// How the guest reaches a network
