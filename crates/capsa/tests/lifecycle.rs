@@ -11,9 +11,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A builder for a fake VM, and the folder that holds its kernel.
 fn fake() -> (LinuxVmBuilder, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let kernel = folder.path().join("vmlinuz");
-    std::fs::write(&kernel, capsa::fake::kernel_image()).unwrap();
+    std::fs::write(&kernel, capsa::fake::kernel_image()).expect("a kernel");
     let builder = Capsa::with_backend(BackendChoice::Fake)
         .linux(capsa::LinuxBoot::new(kernel))
         .console_enabled();
