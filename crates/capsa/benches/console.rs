@@ -16,7 +16,10 @@ fn boot_log() -> Vec<u8> {
     let mut log = Vec::with_capacity(4 << 20);
     let mut line = 0u32;
     while log.len() < (4 << 20) - 64 {
-        let text = format!("[{line:>9}] usb 1-{}: new high-speed device\r\n", line % 7);
+        let text = format!(
+            "[{line:>9}] virtio_blk virtio{}: 512-byte logical blocks\r\n",
+            line % 7
+        );
         log.extend_from_slice(text.as_bytes());
         line += 1;
     }

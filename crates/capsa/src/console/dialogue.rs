@@ -226,11 +226,10 @@ mod tests {
     /// Types `command` at `prompt`, to which the terminal answers `answer`.
     async fn run(prompt: &str, command: &'static str, answer: &str) -> (Result<String>, String) {
         let (mut console, mut guest) = machine(CONSOLE_CAPACITY);
-        guest
-            .says(format!("# old output # \r\n{prompt}").as_bytes())
-            .await;
-        console.wait_for("\n").await.unwrap();
-        console.wait_for("# ").await.unwrap();
+        // Unread, and the like of what comes.
+        let before = format!("{command}\r\nold # \r\n{prompt}");
+        guest.says(before.as_bytes()).await;
+        console.clone().wait_for(&before).await.unwrap();
         let running = tokio::spawn(async move {
             let output = console.run_command(command, "# ").await;
             (output, console)
@@ -248,6 +247,7 @@ mod tests {
     async fn only_the_commands_output_is_returned() {
         let long = "echo abcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghij end";
         let said = &long["echo ".len()..];
+        let same = ": xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
         let paste = "\x1b[?2004hroot@vm:~# ";
         for (prompt, command, answer, output) in [
             // dash
@@ -299,10 +299,17 @@ mod tests {
                 ),
                 &format!("{said}\n"),
             ),
+            // What stands before the wrap ends like the whole.
+            (
+                "root@vm:~# \x1b[6n",
+                same,
+                &format!("{}\r\r\n{}\r\nroot@vm:~# \x1b[6n", &same[..69], &same[69..]),
+                "",
+            ),
         ] {
             let (result, rest) = run(prompt, command, answer).await;
             assert_eq!(result.unwrap(), output, "{answer:?}");
-            let _ = rest;
+            assert!(answer.ends_with(&format!("# {rest}")), "{rest:?}");
         }
     }
 

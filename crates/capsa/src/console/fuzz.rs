@@ -183,3 +183,42 @@ impl<'a> Script<'a> {
         bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Inputs that once reached something new, or found a fault.
+    #[test]
+    fn stored_inputs_behave() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/console");
+        let mut replayed = 0;
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            check(&std::fs::read(entry.unwrap().path()).unwrap());
+            replayed += 1;
+        }
+        assert!(replayed > 50, "{replayed} inputs");
+    }
+
+    /// A script with small numbers, short alphabets and so many matches.
+    fn scripts() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![
+            6 => prop::sample::select(&b"aab\n"[..]),
+            6 => 0u8..12,
+            1 => any::<u8>(),
+        ];
+        prop::collection::vec(byte, 0..300)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn generated_inputs_behave(data in scripts()) {
+            check(&data);
+        }
+    }
+}

@@ -152,10 +152,16 @@ impl Matcher {
                 scan.offset += skipped as u64;
                 rest = &rest[skipped..];
             }
-            let (&byte, after) = rest.split_first()?;
-            rest = after;
-            scan.state = dfa.next_state(scan.state, byte);
-            if let Some(pattern) = self.matched(scan.state) {
+            // On to the next state that is anything but one between others.
+            let mut state = scan.state;
+            let notable = rest.iter().position(|&byte| {
+                state = dfa.next_state(state, byte);
+                dfa.is_special_state(state) || dfa.is_match_state(dfa.next_eoi_state(state))
+            });
+            scan.state = state;
+            scan.offset += notable.unwrap_or(rest.len()) as u64;
+            rest = &rest[notable? + 1..];
+            if let Some(pattern) = self.matched(state) {
                 let end = scan.offset;
                 return Some(Match { pattern, end });
             }

@@ -72,8 +72,7 @@ pub(super) fn machine(capacity: usize) -> (VmConsole, Guest) {
 
 /// A console without a machine: what it says is pushed by hand.
 fn recorded(capacity: usize) -> (VmConsole, Arc<ConsoleBuffer>) {
-    let (_, watched) = watch::channel(VmStatus::Created);
-    let (input, _) = console_input(move || watched.borrow().clone());
+    let (input, _) = console_input(|| VmStatus::Created);
     let buffer = ConsoleBuffer::new(capacity);
     (VmConsole::new(Arc::clone(&buffer), input), buffer)
 }
@@ -400,7 +399,8 @@ async fn what_is_typed_arrives_in_order() {
 
 #[tokio::test]
 async fn writing_needs_a_running_vm() {
-    let (mut console, _buffer) = recorded(64);
+    let (input, _queue) = console_input(|| VmStatus::Created);
+    let mut console = VmConsole::new(ConsoleBuffer::new(64), input);
     let error = console.write(b"x").await.unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -456,6 +456,19 @@ async fn the_halves_are_streams() {
     let mut rest = String::new();
     reader.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, "two");
+}
+
+#[tokio::test]
+async fn a_writing_half_has_one_write_under_way() {
+    let (input, mut queue) = console_input(|| VmStatus::Running);
+    let (_, mut writer) = VmConsole::new(ConsoleBuffer::new(64), input).split();
+    let bytes = vec![b'x'; 1 << 20];
+    let taken = writer.write(&bytes).await.unwrap();
+    assert!(taken <= 64 << 10);
+    assert!(poll_once(writer.write(&bytes)).is_pending());
+    assert_eq!(queue.pending().await.unwrap().len(), taken);
+    queue.advance(taken);
+    assert!(poll_once(writer.write(&bytes)).is_ready());
 }
 
 #[tokio::test]
