@@ -47,6 +47,11 @@ mod resolve;
 mod stdio;
 mod vm;
 
+/// Compiles and runs the examples of the documents.
+#[cfg(all(doctest, feature = "test-utils"))]
+#[doc = include_str!("../../../docs/FAILURES.md")]
+mod failures_document {}
+
 pub use backend::{BackendStatus, backends};
 pub use builder::{LinuxVmBuilder, UefiVmBuilder, VmBuilder, VmConfig};
 pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
