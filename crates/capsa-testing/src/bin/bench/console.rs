@@ -14,7 +14,7 @@ use crate::stream::read_to;
 const MIB: usize = 1 << 20;
 
 /// How much a guest prints: long enough that its shell's start does not count.
-const PRINTED: usize = 4 * MIB;
+const PRINTED: usize = MIB / 2;
 
 /// Prints `pairs` times each way, in two VMs that are there all the time.
 pub(crate) async fn measure(by_hand: &CommandLine, pairs: usize) -> Result<Comparison> {
