@@ -215,8 +215,8 @@ pub trait HypervisorBackend: Send + Sync {
 #[doc(hidden)]
 #[async_trait]
 pub trait BackendVmHandle: Send {
-    /// The host's end of the guest's console, a stream socket in non-blocking mode. Taken once.
-    fn take_console(&mut self) -> Option<OwnedFd>;
+    /// The host's ends of the guest's console. Taken once.
+    fn take_console(&mut self) -> Option<ConsolePipes>;
 
     /// Waits until the machine is gone, every process and file of it too, and says how it ended.
     /// Cancel safe: dropping the future loses nothing. Not called again after it returned.
@@ -234,6 +234,20 @@ pub trait BackendVmHandle: Send {
 
     /// Ends the machine without asking it, within 2 s whatever it does. Idempotent.
     async fn kill(&mut self);
+}
+
+/// The host's ends of a guest's console: two pipes, each closed when the machine is gone.
+///
+/// Pipes, because a monitor writes what a guest prints byte by byte. A pipe takes as many such
+/// writes as it has bytes; a socket accounts for each as for a packet, is full after some 278, and
+/// then the guest's driver gives a byte up after 10 ms.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct ConsolePipes {
+    /// What the guest prints.
+    pub output: OwnedFd,
+    /// What is typed.
+    pub input: OwnedFd,
 }
 
 /// How a machine ended, as far as the machine itself can tell.

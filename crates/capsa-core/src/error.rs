@@ -452,11 +452,13 @@ impl Error {
                 hint.as_deref()?
             }
             Self::InvalidConfig { problems } => {
-                let hints: Vec<&str> = problems.iter().filter_map(|p| p.hint.as_deref()).collect();
-                if hints.is_empty() {
-                    return None;
+                let mut hints: Vec<&str> = Vec::new();
+                for hint in problems.iter().filter_map(|p| p.hint.as_deref()) {
+                    if !hints.contains(&hint) {
+                        hints.push(hint);
+                    }
                 }
-                return Some(Cow::Owned(hints.join("; ")));
+                return (!hints.is_empty()).then(|| Cow::Owned(hints.join("; ")));
             }
             Self::UnsupportedGuestOs { .. } => "only Linux guests run so far",
             Self::StartFailed { cause, .. } => match cause.as_ref() {
@@ -469,7 +471,10 @@ impl Error {
             },
             Self::NotRunning { .. } => "call `start` first; an ended VM cannot be started again",
             Self::AlreadyRunning => "`start` runs once; clones of the handle share the VM",
-            Self::InvalidState { .. } => "build a new VM from the same builder",
+            Self::InvalidState { status, .. } => match status.is_ended() {
+                true => "build a new VM from the same builder",
+                false => "wait until the VM runs; one that stops can be waited for and killed",
+            },
             Self::ConsoleNotEnabled => "build the VM with `console_enabled()`",
             Self::ConsoleOverrun { .. } => {
                 "read the console more often; the ring keeps the last 1 MiB"

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +52,8 @@ pub(crate) struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Runs `command`, confined, with `inherited` open in it under the same numbers as here.
+    /// Runs `command`, confined, with `inherited` open in it under the same numbers as here. The
+    /// caller says what its standard input and output are; its standard error is kept.
     ///
     /// Must be called on a tokio runtime with I/O, on a thread that outlives the child.
     pub(crate) fn spawn(mut command: Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Self> {
@@ -64,12 +65,7 @@ impl ChildProcess {
             .unwrap_or_default()
             .to_owned();
         let (stderr_read, stderr_write) = io::pipe()?;
-        command
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(stderr_write.try_clone()?)
-            .stderr(stderr_write);
+        command.env_clear().current_dir("/").stderr(stderr_write);
         // A monitor's temporary files go where the caller's own would.
         if let Some(folder) = std::env::var_os("TMPDIR") {
             command.env("TMPDIR", folder);
@@ -130,7 +126,7 @@ impl ChildProcess {
         }
     }
 
-    /// The end of what the process wrote to its standard output and error, escaped. Once the
+    /// The end of what the process wrote to its standard error, escaped. Once the
     /// process has ended this waits shortly for the last of it.
     pub(crate) async fn last_words(&self) -> String {
         let drained = async {

@@ -90,13 +90,13 @@ pub fn doctor() -> Report {
     let mut chosen = None;
     #[cfg(target_os = "linux")]
     requirements.push(kvm());
-    let mut uefi = false;
+    let mut uefi = None;
     for backend in backend::all() {
         let name = backend.kind().name();
         requirements.push(match backend.probe(true) {
             Ok(info) => {
                 let capabilities = backend.capabilities(&info);
-                uefi |= boots_uefi(&capabilities);
+                uefi = Some(uefi.unwrap_or(false) | boots_uefi(&capabilities));
                 chosen.get_or_insert_with(|| info.to_string());
                 let detail = format!(
                     "{}; runs guests with {} ({} isolation)",
@@ -113,15 +113,17 @@ pub fn doctor() -> Report {
             }
         });
     }
-    requirements.push(match uefi {
-        true => Requirement::new("UEFI firmware", Finding::Found, "disks can be booted"),
-        false => Requirement::new(
-            "UEFI firmware",
-            Finding::Limited,
-            "no firmware for QEMU's q35 machine: kernels boot directly, disks do not",
-        )
-        .mend("sudo apt-get install ovmf"),
-    });
+    requirements.extend(uefi.map(|uefi| {
+        match uefi {
+            true => Requirement::new("UEFI firmware", Finding::Found, "disks can be booted"),
+            false => Requirement::new(
+                "UEFI firmware",
+                Finding::Limited,
+                "no firmware for QEMU's q35 machine: kernels boot directly, disks do not",
+            )
+            .mend("sudo apt-get install ovmf"),
+        }
+    }));
     requirements.push(guest_kit());
     requirements.push(user());
     Report {

@@ -6,12 +6,12 @@
 //! pressed, and answers nothing while it is paused. Builders, handles, consoles, states and errors
 //! are the real ones.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::io;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, BackendInfo, BackendKind, BackendVmHandle, GuestEnd, HypervisorBackend,
+    Accelerator, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
+    HypervisorBackend,
 };
 use capsa_core::capabilities::BackendCapabilities;
 use capsa_core::error::{
@@ -20,8 +20,7 @@ use capsa_core::error::{
 use capsa_core::resources::Isolation;
 use capsa_core::spec::VmSpec;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::pipe;
 
 /// Bytes that `build` takes for a Linux kernel (the header of Documentation/arch/x86/boot.rst,
 /// protocol 2.15, and one sector of nothing): write them to a file.
@@ -66,17 +65,20 @@ impl HypervisorBackend for FakeBackend {
 
     async fn start(&self, _spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
         let failed = |source| {
-            let action = "make a socket pair for the console";
+            let action = "make a pipe for the console";
             Error::start_failed(BackendKind::Fake, StartFailure::Host { action, source })
         };
-        let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
-        ours.set_nonblocking(true).map_err(failed)?;
-        theirs.set_nonblocking(true).map_err(failed)?;
-        let (read, mut write) = UnixStream::from_std(theirs).map_err(failed)?.into_split();
+        let (typed, input) = io::pipe().map_err(failed)?;
+        let (output, printed) = io::pipe().map_err(failed)?;
+        let typed = pipe::Receiver::from_owned_fd(typed.into()).map_err(failed)?;
+        let mut write = pipe::Sender::from_owned_fd(printed.into()).map_err(failed)?;
         write.write_all(b"login: ").await.map_err(failed)?;
         Ok(Box::new(FakeMachine {
-            console: Some(ours.into()),
-            lines: BufReader::new(read),
+            console: Some(ConsolePipes {
+                output: output.into(),
+                input: input.into(),
+            }),
+            lines: BufReader::new(typed),
             line: Vec::new(),
             write,
             paused: false,
@@ -87,11 +89,11 @@ impl HypervisorBackend for FakeBackend {
 }
 
 struct FakeMachine {
-    console: Option<OwnedFd>,
-    lines: BufReader<OwnedReadHalf>,
+    console: Option<ConsolePipes>,
+    lines: BufReader<pipe::Receiver>,
     /// The line that is being read: kept here so that `wait` loses nothing when it is dropped.
     line: Vec<u8>,
-    write: OwnedWriteHalf,
+    write: pipe::Sender,
     paused: bool,
     deaf: bool,
     end: Option<GuestEnd>,
@@ -127,7 +129,7 @@ impl FakeMachine {
 
 #[async_trait]
 impl BackendVmHandle for FakeMachine {
-    fn take_console(&mut self) -> Option<OwnedFd> {
+    fn take_console(&mut self) -> Option<ConsolePipes> {
         self.console.take()
     }
 

@@ -17,19 +17,11 @@ use super::firmware::UefiFirmware;
 /// QEMU's own sandbox: seccomp filters that deny what a running machine never needs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// Descriptors that QEMU inherits.
-pub(super) struct InheritedSockets {
-    /// The monitor.
-    pub(super) qmp: RawFd,
-    /// The guest's serial console.
-    pub(super) console: RawFd,
-}
-
-/// Builds the argument list.
+/// Builds the argument list. `qmp` is the descriptor of the monitor's socket in QEMU.
 pub(super) fn arguments(
     spec: &VmSpec,
     firmware: Option<&UefiFirmware>,
-    sockets: &InheritedSockets,
+    qmp: RawFd,
 ) -> Result<Vec<OsString>, UnrepresentablePath> {
     let mut args = Args::default();
 
@@ -66,12 +58,10 @@ pub(super) fn arguments(
         "-action",
         "reboot=shutdown,shutdown=poweroff,panic=shutdown",
     );
-    args.option("-chardev", format!("socket,id=qmp,fd={}", sockets.qmp));
+    args.option("-chardev", format!("socket,id=qmp,fd={qmp}"));
     args.option("-mon", "chardev=qmp,mode=control");
-    args.option(
-        "-chardev",
-        format!("socket,id=console,fd={}", sockets.console),
-    );
+    // Standard input and output are pipes; see `ConsolePipes`.
+    args.option("-chardev", "stdio,id=console,signal=off");
     args.option("-device", "isa-serial,chardev=console");
     args.option("-device", "pvpanic");
     args.option("-object", "rng-builtin,id=rng");
@@ -136,14 +126,16 @@ fn drive(index: usize, disk: &ResolvedDisk) -> Result<String, UnrepresentablePat
         }
     }
     let on = |yes| if yes { "on" } else { "off" };
-    // What is thrown away need not be flushed.
+    // An error of the host's file system, a full disk included, is the guest's to handle: by default
+    // QEMU would stop the guest until somebody makes room. What is thrown away need not be flushed.
     let cache = if disk.ephemeral {
         "unsafe"
     } else {
         "writeback"
     };
     Ok(format!(
-        "if=none,id=disk{index},read-only={},snapshot={},cache={cache},discard=unmap,file=json:{}",
+        "if=none,id=disk{index},read-only={},snapshot={},cache={cache},discard=unmap,\
+         werror=report,rerror=report,file=json:{}",
         on(disk.read_only),
         on(disk.ephemeral),
         double_commas(&graph.to_string()),

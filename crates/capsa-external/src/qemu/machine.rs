@@ -1,10 +1,9 @@
 //! A VM in a QEMU process.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use capsa_core::backend::{BackendKind, BackendVmHandle, GuestEnd};
+use capsa_core::backend::{BackendKind, BackendVmHandle, ConsolePipes, GuestEnd};
 use capsa_core::error::{Error, HypervisorFailure, ProcessExit, Result};
 use capsa_core::escape::one_line;
 
@@ -22,7 +21,7 @@ pub(super) struct QemuMachine {
     process: ChildProcess,
     /// `None` once QEMU has closed it.
     qmp: Option<Qmp>,
-    console: Option<OwnedFd>,
+    console: Option<ConsolePipes>,
     /// The first reason that QEMU gave for ending.
     cause: Option<Cause>,
     killed: bool,
@@ -39,7 +38,7 @@ enum Cause {
 }
 
 impl QemuMachine {
-    pub(super) fn new(process: ChildProcess, qmp: Qmp, console: OwnedFd) -> Self {
+    pub(super) fn new(process: ChildProcess, qmp: Qmp, console: ConsolePipes) -> Self {
         Self {
             process,
             qmp: Some(qmp),
@@ -69,6 +68,12 @@ impl QemuMachine {
     fn note(&mut self, event: &Event) {
         tracing::trace!(target: "capsa::qemu", event = %one_line(&event.name, 60), "QMP event");
         let cause = match event.name.as_str() {
+            "BLOCK_IO_ERROR" => {
+                let (disk, why) = (&event.data["device"], &event.data["reason"]);
+                let why = one_line(&format!("{disk}: {why}"), 200);
+                tracing::warn!(target: "capsa::qemu", why, "the host could not serve a disk");
+                return;
+            }
             "GUEST_PANICKED" => Cause::Panic,
             "SHUTDOWN" => match event.data["reason"].as_str() {
                 Some("guest-shutdown") => Cause::PowerOff,
@@ -108,7 +113,7 @@ impl QemuMachine {
 
 #[async_trait]
 impl BackendVmHandle for QemuMachine {
-    fn take_console(&mut self) -> Option<OwnedFd> {
+    fn take_console(&mut self) -> Option<ConsolePipes> {
         self.console.take()
     }
 

@@ -3,13 +3,13 @@
 //! ```text
 //! driver thread                         qemu-system-x86_64
 //!   QemuMachine --- QMP, socket pair -----> monitor
-//!        |  `------ console, socket pair --> 16550 serial port
+//!        |  `------ console, two pipes ----> 16550 serial port
 //!        `--------- pidfd: kill, reap        virtio-blk, -9p, -rng, pvpanic
 //! ```
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, BackendInfo, BackendKind, BackendVmHandle, HypervisorBackend,
+    Accelerator, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, HypervisorBackend,
 };
 use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 use capsa_core::cmdline::KernelCmdline;
@@ -26,6 +26,7 @@ use capsa_core::error::{BackendRefusal, Error, Result, StartFailure};
 use capsa_core::resources::Isolation;
 use capsa_core::spec::{BootSpec, VmSpec};
 use capsa_kvm::probe::Freshness;
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::net::UnixStream;
 
 mod args;
@@ -34,7 +35,6 @@ mod installed;
 mod machine;
 mod qmp;
 
-use self::args::InheritedSockets;
 use self::installed::Installed;
 use self::machine::QemuMachine;
 use self::qmp::{Qmp, QmpError};
@@ -43,6 +43,9 @@ use crate::child::ChildProcess;
 /// How long QEMU may take from exec to its first QMP message. It takes 60 ms on an idle machine;
 /// a hundred starting at once on two cores take seconds.
 const GREETING: Duration = Duration::from_secs(30);
+
+/// Bytes of the pipe for the guest's output: `/proc/sys/fs/pipe-max-size` of a stock Linux.
+const CONSOLE_PIPE: usize = 1 << 20;
 
 /// QEMU 7.2 takes 288 vCPUs on q35; the conformance test boots this many.
 const MAX_CPUS: u32 = 32;
@@ -146,36 +149,40 @@ impl HypervisorBackend for QemuBackend {
 
         let (qmp, qemus_qmp) =
             StdUnixStream::pair().map_err(host("make a socket pair for QEMU's monitor"))?;
-        let (console, qemus_console) =
-            StdUnixStream::pair().map_err(host("make a socket pair for the console"))?;
-        for socket in [&qmp, &console] {
-            let switched = socket.set_nonblocking(true);
-            switched.map_err(host("switch a socket to non-blocking mode"))?;
-        }
-        let sockets = InheritedSockets {
-            qmp: qemus_qmp.as_raw_fd(),
-            console: qemus_console.as_raw_fd(),
-        };
-        let arguments = args::arguments(spec, firmware.as_ref(), &sockets).map_err(|_| {
+        let switched = qmp.set_nonblocking(true);
+        switched.map_err(host("switch a socket to non-blocking mode"))?;
+        let pipes = || io::pipe().map_err(host("make a pipe for the console"));
+        let ((qemus_input, input), (output, qemus_output)) = (pipes()?, pipes()?);
+        // As much as an unprivileged user may have, so that a busy host costs the guest no byte.
+        // A smaller pipe works as well.
+        let _ = fcntl_setpipe_size(&output, CONSOLE_PIPE);
+        let arguments = args::arguments(spec, firmware.as_ref(), qemus_qmp.as_raw_fd());
+        let arguments = arguments.map_err(|_| {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "not UTF-8");
             host("name a disk whose path is not UTF-8 to QEMU")(source)
         })?;
         let mut command = Command::new(&installed.program);
-        command.args(arguments);
-        let spawned = ChildProcess::spawn(command, &[qemus_qmp.as_fd(), qemus_console.as_fd()]);
+        command
+            .args(arguments)
+            .stdin(qemus_input)
+            .stdout(qemus_output);
+        let spawned = ChildProcess::spawn(command, &[qemus_qmp.as_fd()]);
         let mut process = spawned.map_err(|source| {
             start_failed(StartFailure::Spawn {
                 program: installed.program,
                 source,
             })
         })?;
-        // Ours would keep the sockets open after QEMU's death.
-        drop((qemus_qmp, qemus_console));
+        // Ours would keep the socket open after QEMU's death.
+        drop(qemus_qmp);
 
         let qmp = UnixStream::from_std(qmp).map_err(host("watch QEMU's monitor"))?;
         let cause = match Qmp::handshake(qmp, GREETING).await {
             Ok(qmp) => {
-                let console = OwnedFd::from(console);
+                let console = ConsolePipes {
+                    output: output.into(),
+                    input: input.into(),
+                };
                 return Ok(Box::new(QemuMachine::new(process, qmp, console)));
             }
             Err(QmpError::Closed) => {

@@ -1,8 +1,13 @@
 //! The console as a machine serves it.
 
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
 use capsa::{BackendChoice, ConsoleMode, Error, VmStatus};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::holder::Daemon;
 use crate::guest::{Guest, LIMIT, kit_vm};
 
 /// A guest writes far more than the ring holds while nobody reads, comes to its end of it, and is
@@ -26,6 +31,47 @@ pub async fn output_that_nobody_reads_stalls_neither_guest_nor_kill(backend: Bac
     }
     let rest = unread.read_available().await.expect("what is left");
     assert!(rest.contains("all-written"));
+}
+
+/// While the program that holds a VM does not get to run, the guest prints on, and all of it is
+/// there in the end.
+pub async fn a_holder_that_stands_still_costs_the_guest_no_byte(backend: BackendChoice) {
+    const LAST: u32 = 20_000;
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut daemon = Daemon::start(backend, temporary.path().into());
+    let stderr = daemon.process.stderr.take().expect("a pipe");
+    let mut lines = BufReader::new(stderr)
+        .lines()
+        .map(|line| line.expect("text"));
+    daemon.order("start one");
+    let shell = lines.find(|line| line.contains("Enter 'help'"));
+    shell.expect("the guest's shell");
+    daemon.order(&format!("type one seq 1 {LAST}; echo the-'end'"));
+    let pid = Pid::from_child(&daemon.process);
+    let stalls = std::thread::spawn(move || {
+        for _ in 0..10 {
+            kill_process(pid, Signal::STOP).expect("our own child");
+            std::thread::sleep(Duration::from_millis(200));
+            kill_process(pid, Signal::CONT).expect("our own child");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let printed = lines.map(|line| line.trim_start_matches("one| ").trim().to_owned());
+    let numbers: Vec<String> = printed
+        .skip_while(|line| line != "1")
+        .take_while(|line| line != "the-end")
+        .collect();
+    stalls.join().expect("no panic");
+    let expected: Vec<String> = (1..=LAST).map(|number| number.to_string()).collect();
+    let differs = numbers
+        .iter()
+        .zip(&expected)
+        .find(|(number, expected)| number != expected);
+    assert!(
+        numbers == expected,
+        "{} lines, first difference {differs:?}",
+        numbers.len()
+    );
 }
 
 /// The output of a VM stays readable after its end, and writing says why it fails.

@@ -151,12 +151,12 @@ pub async fn twenty_cycles_leave_nothing(backend: BackendChoice) {
 }
 
 /// The daemon of Capsa's examples.
-struct Daemon {
-    process: Child,
+pub(super) struct Daemon {
+    pub(super) process: Child,
 }
 
 impl Daemon {
-    fn start(backend: BackendChoice, temporary: PathBuf) -> Self {
+    pub(super) fn start(backend: BackendChoice, temporary: PathBuf) -> Self {
         let kit = images::kit();
         let name = backend.kind().expect("a certain backend").name();
         let process = Command::new(example("daemon"))
@@ -164,12 +164,13 @@ impl Daemon {
             .arg(name)
             .env("TMPDIR", temporary)
             .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the daemon starts");
         Self { process }
     }
 
-    fn order(&mut self, order: &str) {
+    pub(super) fn order(&mut self, order: &str) {
         let stdin = self.process.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{order}").expect("the daemon reads");
     }

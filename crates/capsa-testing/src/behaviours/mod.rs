@@ -28,6 +28,7 @@ macro_rules! behaviours {
             boot::a_root_disk_boots_to_a_login,
             boot::a_bzimage_boots,
             console::output_that_nobody_reads_stalls_neither_guest_nor_kill,
+            console::a_holder_that_stands_still_costs_the_guest_no_byte,
             console::a_dead_vm_keeps_its_console,
             console::bytes_pass_both_ways_unchanged,
             console::a_vm_without_a_console_keeps_its_last_lines,

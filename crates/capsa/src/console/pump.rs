@@ -1,17 +1,15 @@
-//! Carries bytes between a machine's console socket and the consoles of the program.
+//! Carries bytes between a machine's console and the consoles of the program.
 
 use std::convert::Infallible;
 use std::future::pending;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::input::InputQueue;
 use super::ring::ConsoleBuffer;
 
-/// How much is read at once: about what a Unix socket holds by default, so that one read empties it.
-const READ: usize = 128 << 10;
+/// How much is read at once: what a pipe holds by default.
+const READ: usize = 64 << 10;
 
 /// Runs until the machine closes its end, then closes `buffer`; so it does if it is dropped halfway.
 ///
@@ -19,16 +17,20 @@ const READ: usize = 128 << 10;
 /// the guest's vCPUs never wait for the program. Input is written in the order of the requests.
 /// What cannot be written stays in `input`, for its owner to drop when the VM's final status is
 /// known. Cancel safe as far as input is concerned; a dropped pump's output is over.
-pub(crate) async fn pump(mut socket: UnixStream, buffer: &ConsoleBuffer, input: &mut InputQueue) {
+pub(crate) async fn pump(
+    output: impl AsyncRead + Unpin,
+    typed: impl AsyncWrite + Unpin,
+    buffer: &ConsoleBuffer,
+    input: &mut InputQueue,
+) {
     let _close = CloseOnDrop(buffer);
-    let (output, typed) = socket.split();
     tokio::select! {
         () = drain(output, buffer) => {}
         never = feed(typed, input) => match never {},
     }
 }
 
-async fn drain(mut output: ReadHalf<'_>, buffer: &ConsoleBuffer) {
+async fn drain(mut output: impl AsyncRead + Unpin, buffer: &ConsoleBuffer) {
     let mut bytes = vec![0; READ];
     loop {
         match output.read(&mut bytes).await {
@@ -36,7 +38,7 @@ async fn drain(mut output: ReadHalf<'_>, buffer: &ConsoleBuffer) {
             Ok(count) => buffer.push(&bytes[..count]),
             Err(error) => {
                 // A monitor that is killed resets the connection: as good an end as any.
-                tracing::debug!(%error, "the console's socket failed");
+                tracing::debug!(%error, "the console failed");
                 return;
             }
         }
@@ -44,7 +46,7 @@ async fn drain(mut output: ReadHalf<'_>, buffer: &ConsoleBuffer) {
 }
 
 /// Only the end of the output ends a console, so this does not return.
-async fn feed(mut typed: WriteHalf<'_>, input: &mut InputQueue) -> Infallible {
+async fn feed(mut typed: impl AsyncWrite + Unpin, input: &mut InputQueue) -> Infallible {
     while let Some(bytes) = input.pending().await {
         match typed.write(bytes).await {
             Ok(0) => break,

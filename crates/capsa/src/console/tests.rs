@@ -59,7 +59,8 @@ pub(super) fn machine(capacity: usize) -> (VmConsole, Guest) {
     let buffer = ConsoleBuffer::new(capacity);
     let console = VmConsole::new(Arc::clone(&buffer), input);
     let pump = tokio::spawn(async move {
-        pump(ours, &buffer, &mut queue).await;
+        let (output, typed) = ours.into_split();
+        pump(output, typed, &buffer, &mut queue).await;
         queue
     });
     let guest = Guest {

@@ -46,7 +46,7 @@ pub(crate) fn inspect(disk: &DiskImage) -> Result<ResolvedDisk, Vec<ConfigProble
         let is_top = resolved.chain.is_empty();
         let access = match is_top && disk.is_writable() {
             true => Access::ReadWrite {
-                or: "use the disk `read_only()` or `ephemeral()`",
+                or: "use the disk `read_only()` or `ephemeral()` (on the command line `,ro` or `,ephemeral`)",
             },
             false => Access::Read,
         };
@@ -152,7 +152,7 @@ impl Image {
                 "contains a qcow2 image, but its name says that it is raw",
             )
             .hint(
-                "rename it to .qcow2, or say what it is: `DiskImage::with_format(path, format)`",
+                "rename it to .qcow2, or say what it is: `DiskImage::with_format(path, format)`, on the command line `,format=qcow2`",
             )),
             (_, Some(DiskContent::Foreign(name))) if named || self.format != ImageFormat::Raw => {
                 let path_text = path.display();
@@ -170,7 +170,7 @@ impl Image {
                 Err(match named {
                     true => refused.hint(
                         "if it is raw, rename it or say so: \
-                         `DiskImage::with_format(path, ImageFormat::Raw)`",
+                         `DiskImage::with_format(path, ImageFormat::Raw)`, on the command line `,format=raw`",
                     ),
                     false => refused,
                 })
@@ -339,7 +339,7 @@ impl Image {
                 &format!("names the {what} {shown}, which was not allowed"),
             )
             .hint(format!(
-                "if you trust the image, allow it: `allow_backing(\"{shown}\")`"
+                "if you trust the image, allow it: `allow_backing(\"{shown}\")`, on the command line `,backing={shown}`"
             )));
         }
         Ok(canonical)

@@ -5,8 +5,9 @@
 //!   Created ----------------> Starting -------> Running <------> Paused
 //!      |                         |                 |    paused,     |
 //!      | ask                     |                 |    resumed     |
-//!      |                         |   stopping      v                |
-//!      |                         +------------> Stopping <----------+
+//!      |                         |                 | stopping       |
+//!      |                         |                 v                |
+//!      |                         |              Stopping <----------+
 //!      |                         |                 |
 //!      v                         v      ended      v
 //!   Stopped <--------------------+-----------------+----> Failed

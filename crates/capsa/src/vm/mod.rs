@@ -163,6 +163,7 @@ impl VmHandle {
             retry,
             commands: accepted,
             typed,
+            stop: None,
         };
         Self {
             owner: Arc::new(Owner {

@@ -5,17 +5,17 @@
 //! interrupts whatever it waits for. However it ends, even by a panic, the VM's end is published.
 
 use std::io;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use capsa_core::backend::{BackendVmHandle, GuestEnd, HypervisorBackend};
+use capsa_core::backend::{BackendVmHandle, ConsolePipes, GuestEnd, HypervisorBackend};
 use capsa_core::error::{Error, Result, StartFailure};
 use capsa_core::resources::ConsoleMode;
 use capsa_core::spec::VmSpec;
 use capsa_core::status::VmStatus;
-use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -27,12 +27,15 @@ use crate::console::{InputQueue, pump};
 use crate::inspect;
 use crate::stdio::StdioBridge;
 
-/// How long the last console output may take once the machine is gone. It lies in the socket.
+/// How long the last console output may take once the machine is gone. It lies in the pipe.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// How often the power button is pressed while the guest is asked to stop: a guest that boots
 /// misses what comes before its driver.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
+
+/// Longer than any machine runs: what a grace period that no clock can hold is cut to.
+const UNBOUNDED: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What a handle wants of the machine.
 pub(crate) enum Command {
@@ -54,11 +57,13 @@ pub(crate) struct VmTask {
     /// What consoles type. Dropped after the end is published, so that a write which fails then
     /// can say how the VM ended.
     pub(crate) typed: InputQueue,
+    /// A stop that was asked for while the machine started.
+    pub(crate) stop: Option<Stop>,
 }
 
 impl VmTask {
     pub(crate) async fn run(self) {
-        let span = tracing::info_span!(
+        let span = tracing::error_span!(
             target: "capsa::vm", "vm", id = %self.spec.id, name = self.spec.name.as_deref()
         );
         self.live().instrument(span).await;
@@ -90,45 +95,48 @@ impl VmTask {
         drop(guard);
     }
 
-    /// Starts the machine, again where the failure may pass. An end request interrupts it.
-    async fn start(&self) -> Result<Box<dyn BackendVmHandle>, GuestEnd> {
+    /// Starts the machine, again where the failure may pass. A stop has its grace period here too.
+    async fn start(&mut self) -> Result<Box<dyn BackendVmHandle>, GuestEnd> {
+        let Self {
+            vm,
+            backend,
+            spec,
+            retry,
+            commands,
+            stop,
+            ..
+        } = self;
         let attempt = || async {
-            self.refuse_busy_disks()?;
-            self.backend.start(&self.spec).await
+            refuse_busy_disks(spec)?;
+            backend.start(spec).await
         };
         let backoff = ExponentialBuilder::default()
-            .with_min_delay(self.retry.first_delay)
+            .with_min_delay(retry.first_delay)
             .with_factor(2.0)
-            .with_max_times(self.retry.retries);
-        let started = attempt
+            .with_max_times(retry.retries);
+        let starting = attempt
             .retry(backoff)
             .when(Error::retryable)
             .notify(|error, delay| {
-                info!(target: "capsa::vm", %error, ?delay, "start failed, trying again");
+                let error = error.full_message();
+                info!(target: "capsa::vm", error, ?delay, "start failed, trying again");
             });
-        tokio::select! {
-            biased;
-            () = self.vm.kill.cancelled() => Err(GuestEnd::Killed),
-            started = started => started.map_err(GuestEnd::Crashed),
-        }
-    }
-
-    /// The monitor takes the locks itself; looking first makes the common case a clear error.
-    fn refuse_busy_disks(&self) -> Result<()> {
-        for disk in &self.spec.disks {
-            let writable = disk.is_writable();
-            let backing = disk.chain[1..].iter().map(|file| (&file.path, false));
-            let files = [(&disk.image().path, writable)];
-            let data = disk.data_file.iter().map(|path| (path, writable));
-            for (path, writable) in files.into_iter().chain(data).chain(backing) {
-                let busy = inspect::lock::is_busy(path, writable);
-                if busy.map_err(|source| Error::io("look at the locks of", path, source))? {
-                    let cause = StartFailure::DiskBusy { path: path.clone() };
-                    return Err(Error::start_failed(self.spec.backend.kind, cause));
+        let mut starting = pin!(starting);
+        loop {
+            let deadline = stop.map(|stop| stop.deadline);
+            tokio::select! {
+                biased;
+                () = vm.kill.cancelled() => return Err(GuestEnd::Killed),
+                started = &mut starting => return started.map_err(GuestEnd::Crashed),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    return Err(GuestEnd::Killed);
+                }
+                // Handles send nothing else while a VM starts.
+                Some(Command::Stop(grace)) = commands.recv() => {
+                    *stop = Some(Stop::within(grace, *stop));
                 }
             }
         }
-        Ok(())
     }
 
     /// Runs the machine to its end and drains its console. Says how it ended and, if the console
@@ -137,7 +145,9 @@ impl VmTask {
         &mut self,
         mut machine: Box<dyn BackendVmHandle>,
     ) -> (GuestEnd, Option<String>) {
-        let (socket, stdio) = match self.connect_console(&mut *machine) {
+        let connected = connect_console(&mut *machine)
+            .and_then(|pipes| self.start_stdio().map(|stdio| (pipes, stdio)));
+        let (pipes, stdio) = match connected {
             Ok(connected) => connected,
             Err(source) => {
                 machine.kill().await;
@@ -154,18 +164,19 @@ impl VmTask {
             vm,
             commands,
             typed,
+            stop,
             ..
         } = self;
         let output = Arc::clone(&vm.output);
         let mut pump = Box::pin(async {
-            match socket {
-                Some(socket) => pump(socket, &output, typed).await,
+            match pipes {
+                Some((from_guest, to_guest)) => pump(from_guest, to_guest, &output, typed).await,
                 None => std::future::pending().await,
             }
         });
         let mut drained = false;
         let end = {
-            let mut until_end = Box::pin(until_end(vm, &mut *machine, commands));
+            let mut until_end = Box::pin(until_end(vm, &mut *machine, commands, *stop));
             loop {
                 tokio::select! {
                     end = &mut until_end => break end,
@@ -175,7 +186,7 @@ impl VmTask {
         };
         drop(machine);
         if !drained {
-            // What the guest wrote last still lies in the socket.
+            // What the guest wrote last still lies in the pipe.
             let _ = timeout(LAST_OUTPUT, &mut pump).await;
         }
         drop(pump);
@@ -185,18 +196,22 @@ impl VmTask {
         (end, vm.panic_message())
     }
 
-    fn connect_console(
-        &self,
-        machine: &mut dyn BackendVmHandle,
-    ) -> io::Result<(Option<UnixStream>, Option<StdioBridge>)> {
-        let socket = machine.take_console().map(StdUnixStream::from);
-        let socket = socket.map(UnixStream::from_std).transpose()?;
-        let stdio = match self.vm.console_mode {
-            ConsoleMode::Stdio => Some(StdioBridge::start(self.vm.open_console())?),
-            _ => None,
-        };
-        Ok((socket, stdio))
+    fn start_stdio(&self) -> io::Result<Option<StdioBridge>> {
+        match self.vm.console_mode {
+            ConsoleMode::Stdio => StdioBridge::start(self.vm.open_console()).map(Some),
+            _ => Ok(None),
+        }
     }
+}
+
+fn connect_console(
+    machine: &mut dyn BackendVmHandle,
+) -> io::Result<Option<(pipe::Receiver, pipe::Sender)>> {
+    let Some(ConsolePipes { output, input }) = machine.take_console() else {
+        return Ok(None);
+    };
+    let from_guest = pipe::Receiver::from_owned_fd(output)?;
+    Ok(Some((from_guest, pipe::Sender::from_owned_fd(input)?)))
 }
 
 /// Serves commands until the machine is gone.
@@ -204,8 +219,11 @@ async fn until_end(
     vm: &VmShared,
     machine: &mut dyn BackendVmHandle,
     commands: &mut mpsc::UnboundedReceiver<Command>,
+    mut stop: Option<Stop>,
 ) -> GuestEnd {
-    let mut stop: Option<Stop> = None;
+    if stop.is_some() {
+        vm.state.send_modify(Lifecycle::stopping);
+    }
     loop {
         let next = stop.as_ref().map(Stop::next_step);
         tokio::select! {
@@ -220,20 +238,18 @@ async fn until_end(
                 }
                 stop.next_press = Instant::now() + PRESS_AGAIN;
                 if let Some(Err(error)) = interruptible(vm, machine.power_button()).await {
-                    info!(target: "capsa::vm", %error, "cannot press the power button");
+                    info!(target: "capsa::vm", error = error.full_message(), "cannot press the power button");
                     break;
                 }
             }
             Some(command) = commands.recv() => match command {
                 Command::Stop(grace) => {
-                    let deadline = Instant::now() + grace;
-                    let deadline = stop.map_or(deadline, |stop| stop.deadline.min(deadline));
-                    stop = Some(Stop { deadline, next_press: Instant::now() });
+                    stop = Some(Stop::within(grace, stop));
                     // A paused guest cannot obey its power button.
                     if *vm.state.borrow().status() == VmStatus::Paused
                         && let Some(Err(error)) = interruptible(vm, machine.resume()).await
                     {
-                        info!(target: "capsa::vm", %error, "cannot resume the guest to stop it");
+                        info!(target: "capsa::vm", error = error.full_message(), "cannot resume the guest to stop it");
                         break;
                     }
                     vm.state.send_modify(Lifecycle::stopping);
@@ -255,7 +271,7 @@ async fn until_end(
 
 /// A stop under way.
 #[derive(Clone, Copy)]
-struct Stop {
+pub(crate) struct Stop {
     /// When the guest is killed.
     deadline: Instant,
     /// When its power button is pressed again.
@@ -263,6 +279,17 @@ struct Stop {
 }
 
 impl Stop {
+    /// A stop that begins now, or goes on with the nearer deadline if one is under way.
+    fn within(grace: Duration, under_way: Option<Self>) -> Self {
+        let now = Instant::now();
+        // A grace period beyond what a clock can hold is as good as none.
+        let deadline = now.checked_add(grace).unwrap_or(now + UNBOUNDED);
+        Self {
+            deadline: under_way.map_or(deadline, |stop| stop.deadline.min(deadline)),
+            next_press: now,
+        }
+    }
+
     fn next_step(&self) -> Instant {
         self.deadline.min(self.next_press)
     }
@@ -291,6 +318,24 @@ fn answer(
     }
     // A caller that gave up does not want the answer.
     let _ = reply.send(done);
+}
+
+/// The monitor takes the locks itself; looking first makes the common case a clear error.
+fn refuse_busy_disks(spec: &VmSpec) -> Result<()> {
+    for disk in &spec.disks {
+        let writable = disk.is_writable();
+        let image = [(&disk.image().path, writable)];
+        let data = disk.data_file.iter().map(|path| (path, writable));
+        let backing = disk.chain[1..].iter().map(|file| (&file.path, false));
+        for (path, writable) in image.into_iter().chain(data).chain(backing) {
+            let busy = inspect::lock::is_busy(path, writable);
+            if busy.map_err(|source| Error::io("look at the locks of", path, source))? {
+                let cause = StartFailure::DiskBusy { path: path.clone() };
+                return Err(Error::start_failed(spec.backend.kind, cause));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Publishes an end when the task is dropped before it did so itself: by a panic in it.

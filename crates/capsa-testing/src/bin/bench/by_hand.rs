@@ -62,7 +62,7 @@ pub(crate) async fn find(capsa: &Path) -> Result<CommandLine> {
     })
 }
 
-/// Puts the console on stdin and stdout, and leaves out the monitor, which nobody would use.
+/// Leaves out the monitor, which nobody would use. The console is on stdin and stdout already.
 fn rewrite<'a>(args: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
     let mut rewritten = Vec::new();
     let mut args = args.peekable();
@@ -71,9 +71,6 @@ fn rewrite<'a>(args: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
         let value = match (arg, value) {
             ("-chardev", Some(value)) if value.starts_with("socket,id=qmp,") => continue,
             ("-mon", _) => continue,
-            ("-chardev", Some(value)) if value.starts_with("socket,id=console,") => {
-                Some("stdio,id=console,signal=off")
-            }
             (_, value) => value,
         };
         ensure!(
@@ -95,9 +92,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_give_way_to_pipes() {
+    fn the_monitor_is_left_out() {
         let args = "-nodefaults -chardev socket,id=qmp,fd=9 -mon chardev=qmp,mode=control \
-                    -chardev socket,id=console,fd=10 -device isa-serial,chardev=console -m 256M";
+                    -chardev stdio,id=console,signal=off -device isa-serial,chardev=console -m 256M";
         let expected = "-nodefaults -chardev stdio,id=console,signal=off \
                         -device isa-serial,chardev=console -m 256M";
         let rewritten = rewrite(args.split_whitespace()).unwrap();
@@ -107,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_typed_is_refused() {
-        let console = "-chardev socket,id=console,fd=10";
+        let console = "-chardev stdio,id=console,signal=off";
         assert!(rewrite("-m 256M".split(' ')).is_err());
         assert!(rewrite(format!("{console} -add-fd fd=3").split(' ')).is_err());
         assert!(rewrite(console.split(' ')).is_ok());
