@@ -76,6 +76,26 @@ pub(crate) const QEMU_IMG: Package = Package {
     evidence: Evidence::Program("qemu-img"),
 };
 
+/// Makes initrds of every kind for the tests that inspect them.
+pub(crate) const ARCHIVERS: [Package; 4] = [
+    Package {
+        name: "cpio",
+        evidence: Evidence::Program("cpio"),
+    },
+    Package {
+        name: "xz-utils",
+        evidence: Evidence::Program("xz"),
+    },
+    Package {
+        name: "bzip2",
+        evidence: Evidence::Program("bzip2"),
+    },
+    Package {
+        name: "zstd",
+        evidence: Evidence::Program("zstd"),
+    },
+];
+
 /// Builds libFuzzer, which is C++.
 pub(crate) const CXX: Package = Package {
     name: "g++",
@@ -129,7 +149,7 @@ impl fmt::Display for CannotInstall {
 /// # Errors
 ///
 /// [`CannotInstall`] when this user may not, or when this system has no apt.
-pub(crate) fn provide(packages: &[Package]) -> Result<()> {
+pub(crate) fn provide<'a>(packages: impl IntoIterator<Item = &'a Package>) -> Result<()> {
     let mut missing = Vec::new();
     for package in packages {
         if package.is_missing()? {

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::nextest::{self, Counts, EVERYTHING};
-use crate::packages::{self, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
+use crate::packages::{self, ARCHIVERS, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
 use crate::step::Steps;
 use crate::tools;
 use crate::workspace::{self, cargo, check, debug_folder};
@@ -20,7 +20,8 @@ pub(crate) fn run() -> Result<()> {
     let mut steps = Steps::default();
     let mut counts = Counts::default();
     steps.need("install packages", || {
-        packages::provide(&[QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG])
+        let guests = [QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG];
+        packages::provide(guests.iter().chain(&ARCHIVERS))
     })?;
     steps.need("build the test runner", || tools::provide(tools::NEXTEST))?;
 
