@@ -197,8 +197,8 @@ pub trait HypervisorBackend: Send + Sync {
     /// Which backend this is.
     fn kind(&self) -> BackendKind;
 
-    /// Runs something on this machine that shows whether the backend works, for 250 ms at most
-    /// where nothing is cached. `fresh` ignores what an earlier probe found.
+    /// Runs something on this machine that shows whether the backend works: for 50 ms as a rule,
+    /// within a bound in any case. `fresh` ignores what an earlier probe found.
     fn probe(&self, fresh: bool) -> Result<BackendInfo, BackendRefusal>;
 
     /// What the backend can do, given what its probe found.

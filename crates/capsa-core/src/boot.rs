@@ -19,7 +19,6 @@ pub struct LinuxDirectBootConfig {
 
 /// A Linux kernel booted directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct LinuxBoot {
     /// The kernel: a bzImage.
     pub kernel: PathBuf,
@@ -67,7 +66,6 @@ impl From<LinuxDirectBootConfig> for LinuxBoot {
 
 /// A disk booted by UEFI firmware.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct UefiBootConfig {
     /// The disk that the firmware boots from.
     pub disk: DiskImage,
@@ -94,7 +92,6 @@ impl UefiBootConfig {
 
 /// A file that holds a UEFI firmware's variables (boot order, keys) between boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct EfiVariableStore {
     /// The file. It is made from the firmware's template when it does not exist.
     pub path: PathBuf,

@@ -493,7 +493,7 @@ impl Error {
     pub fn retryable(&self) -> bool {
         match self {
             Self::StartFailed { cause, .. } => match cause.as_ref() {
-                StartFailure::DiskBusy { .. } | StartFailure::Silent { .. } => true,
+                StartFailure::DiskBusy { .. } => true,
                 StartFailure::Spawn { source, .. } | StartFailure::Host { source, .. } => {
                     is_transient(source)
                 }

@@ -76,7 +76,6 @@ pub enum ConsoleMode {
 ///
 /// A limit that the chosen backend cannot enforce is refused by `build`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub struct ResourceLimits {
     /// Host CPU time in percent of one CPU (150 is one and a half).
     pub cpu_quota: Option<u32>,

@@ -10,7 +10,6 @@ pub const MAX_TAG_BYTES: usize = 31;
 
 /// A folder of the host that the guest can mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct SharedDir {
     /// The folder on the host. A relative path is resolved when the VM is built.
     pub host_path: PathBuf,
@@ -72,7 +71,6 @@ pub enum ShareMechanism {
 
 /// Options of a virtio-fs share.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub struct VirtioFsConfig {
     /// The mount tag, 31 bytes at most; `capsa0`, `capsa1`, ... by default.
     pub tag: Option<String>,
@@ -95,7 +93,6 @@ pub enum VirtioFsCache {
 
 /// Options of a 9p share.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Virtio9pConfig {
     /// The mount tag, 31 bytes at most; `capsa0`, `capsa1`, ... by default.
     pub tag: Option<String>,

@@ -22,12 +22,16 @@ use std::time::Duration;
 use capsa_core::error::ProcessExit;
 use capsa_core::escape::last_lines;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getppid, pidfd_open,
     pidfd_send_signal, set_parent_process_death_signal, setrlimit, setsid, waitid,
 };
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
+};
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
@@ -143,12 +147,14 @@ impl ChildProcess {
     fn try_reap(&mut self) -> Option<ProcessExit> {
         if self.exit.is_none() {
             let id = WaitId::PidFd(self.pidfd.as_fd());
-            let status = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
-            self.exit = Some(ProcessExit::new(
-                self.program.as_str(),
-                status.exit_status(),
-                status.terminating_signal(),
-            ));
+            let (code, signal) = match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+                Ok(Some(status)) => (status.exit_status(), status.terminating_signal()),
+                // It is gone and somebody else has its status: a program that ignores SIGCHLD or
+                // reaps whatever it finds.
+                Err(Errno::CHILD) => (None, None),
+                _ => return None,
+            };
+            self.exit = Some(ProcessExit::new(self.program.as_str(), code, signal));
         }
         self.exit.clone()
     }
@@ -159,7 +165,8 @@ impl Drop for ChildProcess {
         self.kill();
         if self.try_reap().is_none() {
             let mut ended = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
-            let _ = poll(&mut ended, Some(&REAP_DEADLINE));
+            // A signal handler of the program's may interrupt this as often as it likes.
+            while poll(&mut ended, Some(&REAP_DEADLINE)) == Err(Errno::INTR) {}
             self.try_reap();
         }
         self.stderr_reader.abort();
@@ -181,9 +188,38 @@ fn confine(parent: Pid, as_root: bool, kept: &[RawFd]) -> io::Result<()> {
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none)?;
+    clear_ambient_capability_set()?;
+    let capabilities = capabilities(None)?;
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            inheritable,
+            ..capabilities
+        },
+    )?;
     if as_root {
         drop_capabilities()?;
     }
+    close_on_exec()?;
+    for &fd in kept {
+        // SAFETY: the caller of `spawn` holds these descriptors open, and fork copied them.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        fcntl_setfd(fd, FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Has `command` inherit no descriptor but its standard streams, whatever the program forgot to
+/// mark.
+pub(crate) fn inherit_nothing(command: &mut Command) {
+    // SAFETY: `close_on_exec` is a system call and nothing else.
+    unsafe {
+        command.pre_exec(close_on_exec);
+    }
+}
+
+fn close_on_exec() -> io::Result<()> {
     // SAFETY: close_range with CLOEXEC only sets a flag on this process's own descriptors.
     let marked = unsafe {
         libc::syscall(
@@ -193,27 +229,22 @@ fn confine(parent: Pid, as_root: bool, kept: &[RawFd]) -> io::Result<()> {
             libc::CLOSE_RANGE_CLOEXEC,
         )
     };
-    if marked != 0 {
-        return Err(io::Error::last_os_error());
+    match marked {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    for &fd in kept {
-        // SAFETY: the caller of `spawn` holds these descriptors open, and fork copied them.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        fcntl_setfd(fd, FdFlags::empty())?;
-    }
-    Ok(())
 }
 
 /// Limits what an exec as root gets to the one capability that reaching the caller's files
 /// takes: root is expected to be able to use another user's disk image.
 fn drop_capabilities() -> io::Result<()> {
     for capability in CapabilitySet::all().iter() {
-        if capability != CapabilitySet::DAC_OVERRIDE {
-            match remove_capability_from_bounding_set(capability) {
-                // A kernel older than the list of capabilities does not know all of them.
-                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(error) => return Err(error.into()),
-            }
+        // A kernel older than the list does not know all of them; what is gone already, as in a
+        // container without capabilities, could not be removed.
+        if capability != CapabilitySet::DAC_OVERRIDE
+            && matches!(capability_is_in_bounding_set(capability), Ok(true))
+        {
+            remove_capability_from_bounding_set(capability)?;
         }
     }
     Ok(())

@@ -18,13 +18,15 @@ use std::collections::BTreeMap;
 use std::env;
 use std::path::PathBuf;
 
-use capsa::{BackendChoice, Capsa, LinuxBoot, VmConsole, VmHandle};
+use capsa::{BackendChoice, Capsa, DiskImage, LinuxBoot, VmConsole, VmHandle};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// What every VM of this daemon boots.
 struct Template {
     boot: LinuxBoot,
     backend: BackendChoice,
+    /// A disk that each VM may write to, for itself and for as long as it lives.
+    disk: Option<PathBuf>,
 }
 
 /// A VM that the daemon holds, and the console through which it types.
@@ -37,7 +39,7 @@ struct Held {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = env::args_os().skip(1).map(PathBuf::from);
     let (Some(kernel), Some(initrd)) = (args.next(), args.next()) else {
-        return Err("usage: daemon KERNEL INITRD [BACKEND]".into());
+        return Err("usage: daemon KERNEL INITRD [BACKEND [DISK]]".into());
     };
     let backend = args
         .next()
@@ -45,6 +47,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let template = Template {
         boot: LinuxBoot::new(kernel).initrd(initrd),
         backend: backend.parse()?,
+        disk: args.next(),
     };
 
     let mut held: BTreeMap<String, Held> = BTreeMap::new();
@@ -88,13 +91,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Starts a VM and a task that passes its console on and tells of its end.
 async fn start(template: &Template, name: &str) -> capsa::Result<Held> {
-    let vm = Capsa::with_backend(template.backend)
+    let mut builder = Capsa::with_backend(template.backend)
         .vm(template.boot.clone())
         .name(name)
         .memory_mb(256)
-        .console_enabled()
-        .build()
-        .await?;
+        .console_enabled();
+    if let Some(disk) = &template.disk {
+        builder = builder.disk(DiskImage::new(disk).ephemeral());
+    }
+    let vm = builder.build().await?;
     vm.start().await?;
     eprintln!("{name}: running on {}", vm.backend());
 

@@ -94,7 +94,8 @@ fn refusal_text<S: serde::Serializer>(
 
 /// What every backend of this build can do on this machine, the best first.
 ///
-/// Runs the probes whose findings are not cached: blocks for 250 ms at most, 50 ms as a rule.
+/// Runs the probes whose findings are not cached: blocks for 50 ms as a rule, 250 ms at most for
+/// /dev/kvm, and as long as QEMU takes to tell its version.
 #[must_use]
 pub fn backends() -> Vec<BackendStatus> {
     all()

@@ -24,8 +24,8 @@ use std::time::Duration;
 use tokio::runtime;
 
 use crate::{
-    BackendInfo, Error, ExitReason, LinuxVmBuilder, ResourceConfig, Result, Share, UefiVmBuilder,
-    VmId, VmStatus,
+    BackendInfo, Error, ExitReason, GuestOs, LinuxVmBuilder, ResourceConfig, Result, Share,
+    UefiVmBuilder, VmId, VmStatus,
 };
 
 /// Runs a future to its end on a runtime of its own, made for it: it costs some tens of
@@ -178,6 +178,18 @@ impl VmHandle {
         self.0.failure()
     }
 
+    /// See [`crate::VmHandle::console_tail`].
+    #[must_use]
+    pub fn console_tail(&self) -> String {
+        self.0.console_tail()
+    }
+
+    /// See [`crate::VmHandle::guest_os`].
+    #[must_use]
+    pub fn guest_os(&self) -> GuestOs {
+        self.0.guest_os()
+    }
+
     /// See [`crate::VmHandle::resources`].
     #[must_use]
     pub fn resources(&self) -> &ResourceConfig {
@@ -210,7 +222,7 @@ impl VmHandle {
 }
 
 /// A console; see [`crate::VmConsole`]. Reading through [`io::Read`] blocks until there is output.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct VmConsole(crate::VmConsole);
 
 impl VmConsole {
@@ -250,6 +262,28 @@ impl VmConsole {
         block_on(self.0.wait_for_any(patterns))
     }
 
+    /// See [`crate::VmConsole::wait_for_any_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As the async method.
+    pub fn wait_for_any_timeout(
+        &mut self,
+        patterns: &[&str],
+        limit: Duration,
+    ) -> Result<(usize, String)> {
+        block_on(self.0.wait_for_any_timeout(patterns, limit))
+    }
+
+    /// See [`crate::VmConsole::wait_for_regex_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As the async method.
+    pub fn wait_for_regex_timeout(&mut self, regex: &str, limit: Duration) -> Result<String> {
+        block_on(self.0.wait_for_regex_timeout(regex, limit))
+    }
+
     /// See [`crate::VmConsole::wait_for_regex`].
     ///
     /// # Errors
@@ -257,6 +291,21 @@ impl VmConsole {
     /// As the async method.
     pub fn wait_for_regex(&mut self, regex: &str) -> Result<String> {
         block_on(self.0.wait_for_regex(regex))
+    }
+
+    /// See [`crate::VmConsole::write_str`].
+    ///
+    /// # Errors
+    ///
+    /// As the async method.
+    pub fn write_str(&mut self, text: &str) -> Result<()> {
+        block_on(self.0.write_str(text))
+    }
+
+    /// The same console for async code, where it can be split into halves.
+    #[must_use]
+    pub fn into_async(self) -> crate::VmConsole {
+        self.0
     }
 
     /// See [`crate::VmConsole::write_line`].

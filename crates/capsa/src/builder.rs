@@ -194,7 +194,7 @@ impl<B> VmBuilder<B> {
         self
     }
 
-    /// A name for logs and for the monitor's process title; 64 bytes at most.
+    /// A name for logs and for the monitor's command line; 64 bytes at most.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.options.name = Some(name.into());
         self
@@ -276,7 +276,7 @@ impl LinuxVmBuilder {
     /// Checks the configuration against the chosen backend and the files that it names, and makes
     /// the VM. No process or file of the VM exists before `start`.
     ///
-    /// Must be called on a tokio runtime with time.
+    /// Must be called on a tokio runtime.
     ///
     /// # Cancel safety
     ///

@@ -29,7 +29,7 @@ pub struct Requirement {
     pub finding: Finding,
     /// What was found, and what follows from it.
     pub detail: String,
-    /// The command that mends it.
+    /// The command that mends it, or what to do where no command does.
     pub mend: Option<String>,
 }
 

@@ -13,6 +13,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -52,6 +53,8 @@ fn lease() -> io::Result<Arc<Driver>> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        // What may block for long runs on threads of its own, which go as soon as they are idle.
+        .thread_keep_alive(Duration::from_millis(10))
         .build()?;
     let (jobs, mut accepted) = mpsc::unbounded_channel::<Job>();
     thread::Builder::new()

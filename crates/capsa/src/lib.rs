@@ -52,6 +52,10 @@ mod vm;
 #[doc = include_str!("../../../docs/FAILURES.md")]
 mod failures_document {}
 
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
+
 pub use backend::{BackendStatus, backends};
 pub use builder::{LinuxVmBuilder, UefiVmBuilder, VmBuilder, VmConfig};
 pub use console::{ConsoleReader, ConsoleWriter, VmConsole};

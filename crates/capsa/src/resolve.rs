@@ -1,6 +1,7 @@
 //! From what a caller asks for to a VM as plain data: chooses the backend, checks everything,
 //! makes every path absolute.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ use capsa_core::problem::{ConfigProblem, ProblemKind};
 use capsa_core::share::{Share, ShareKind, ShareMechanism, SharedDir, Virtio9pConfig};
 use capsa_core::spec::{BootRequest, BootSpec, VmId, VmOptions, VmSpec};
 use capsa_core::validate::{share_tag, validate};
+
+use tracing::warn;
 
 use crate::backend;
 use crate::inspect;
@@ -48,6 +51,8 @@ pub(crate) fn resolve(
             Err(refusals) => refusals.into_iter().for_each(&mut found),
         }
     }
+    // Firmware boots a kernel line of its own, and so does a caller who overrides it.
+    let told_to_mount = matches!(boot, BootRequest::Linux(_)) && !options.cmdline.is_overridden();
     let boot = match boot {
         BootRequest::Linux(linux) => {
             let kernel = inspect::kernel::inspect(&linux.kernel);
@@ -94,6 +99,12 @@ pub(crate) fn resolve(
     };
     match boot {
         Some(boot) if problems.is_empty() => {
+            if !told_to_mount {
+                for share in &shares {
+                    let command = share.mount_command();
+                    warn!(target: "capsa::vm", command, "the guest is not told to mount a share");
+                }
+            }
             let spec = VmSpec {
                 id: VmId::random(),
                 name: options.name,
@@ -202,16 +213,24 @@ fn resolve_share(
 /// One VM must not write an image through two disks any more than two VMs may.
 fn writable_twice(disks: &[ResolvedDisk]) -> Vec<ConfigProblem> {
     let mut problems = Vec::new();
-    for (index, disk) in disks.iter().enumerate() {
-        let twin = disks[..index].iter().find(|other| {
-            other.image().path == disk.image().path && (other.is_writable() || disk.is_writable())
-        });
-        if twin.is_some() {
-            let path = disk.image().path.display();
-            problems.push(
-                ConfigProblem::value("disk", format!("{path} is attached twice, and writable"))
-                    .hint("attach it once, or make both read-only or ephemeral"),
-            );
+    let mut uses: HashMap<&Path, bool> = HashMap::new();
+    for disk in disks {
+        let image = [(&disk.image().path, disk.is_writable())];
+        let data = disk.data_file.iter().map(|path| (path, disk.is_writable()));
+        let backing = disk.chain[1..].iter().map(|file| (&file.path, false));
+        for (path, writable) in image.into_iter().chain(data).chain(backing) {
+            let Some(written) = uses.get_mut(path.as_path()) else {
+                uses.insert(path, writable);
+                continue;
+            };
+            *written |= writable;
+            if *written {
+                let path = path.display();
+                problems.push(
+                    ConfigProblem::value("disk", format!("{path} is used twice, and writable"))
+                        .hint("attach it once, or make both read-only or ephemeral"),
+                );
+            }
         }
     }
     problems

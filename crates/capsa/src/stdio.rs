@@ -11,7 +11,9 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
+use tracing::warn;
 
+use crate::Error;
 use crate::console::VmConsole;
 
 /// Two copies that run while the VM lives.
@@ -27,9 +29,9 @@ impl StdioBridge {
     /// # Errors
     ///
     /// When the operating system refuses a pipe or a thread.
-    pub(crate) fn start(console: VmConsole) -> io::Result<Self> {
+    pub(crate) fn start(mut console: VmConsole) -> io::Result<Self> {
         let (stopped, input_stop) = io::pipe()?;
-        let (mut reader, mut writer) = console.split();
+        let (_, mut writer) = console.clone().split();
         let (bytes, mut received) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
         thread::Builder::new()
             .name("capsa-stdin".into())
@@ -43,9 +45,24 @@ impl StdioBridge {
         });
         let output = tokio::spawn(async move {
             let mut stdout = tokio::io::stdout();
-            // A closed standard output ends the copy, not the VM.
-            let _ = tokio::io::copy(&mut reader, &mut stdout).await;
-            let _ = stdout.flush().await;
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let length = match console.read(&mut buffer).await {
+                    Ok(0) => break,
+                    Ok(length) => length,
+                    // Standard output is slower than the guest; what is left of the ring goes on.
+                    Err(Error::ConsoleOverrun { bytes }) => {
+                        warn!(target: "capsa::vm", bytes, "console output was dropped");
+                        continue;
+                    }
+                    Err(_) => break,
+                };
+                // A closed standard output ends the copy, not the VM.
+                if stdout.write_all(&buffer[..length]).await.is_err() {
+                    break;
+                }
+                let _ = stdout.flush().await;
+            }
         });
         Ok(Self {
             output,

@@ -157,6 +157,22 @@ async fn a_deaf_guest_is_killed_by_stop_and_by_a_kill_during_a_long_stop() {
 }
 
 #[tokio::test]
+async fn a_pause_that_meets_a_stop_does_not_hold_the_guest() {
+    for _ in 0..50 {
+        let (builder, _folder) = fake();
+        let vm = builder.build().await.unwrap();
+        vm.start().await.unwrap();
+        // Both are on their way before the driver thread has seen either.
+        let both =
+            async { tokio::join!(vm.stop_with_timeout(Duration::from_secs(3600)), vm.pause()) };
+        let (stopped, paused) = tokio::time::timeout(LIMIT, both).await.unwrap();
+        stopped.unwrap();
+        assert!(paused.is_err(), "a VM that stops was paused");
+        assert!(matches!(vm.exit_reason(), Some(ExitReason::Stopped)));
+    }
+}
+
+#[tokio::test]
 async fn the_time_limit_counts_from_the_start() {
     let (builder, _folder) = fake();
     let vm = builder

@@ -25,6 +25,13 @@ async fn vm_qemu_is_confined_from_its_first_thread_to_its_last() {
     let inheritable = unsafe { libc::fcntl(leaked.as_raw_fd(), libc::F_SETFD, 0) };
     assert_eq!(inheritable, 0);
 
+    // Capabilities that would survive an exec.
+    if rustix::process::geteuid().is_root() {
+        let mut held = rustix::thread::capabilities(None).unwrap();
+        held.inheritable = held.permitted;
+        rustix::thread::set_capabilities(None, held).unwrap();
+    }
+
     let builder = kit_vm(BackendChoice::Qemu).cpus(2);
     let vm = builder
         .share(folder.path(), "/work", MountMode::ReadOnly)
@@ -102,6 +109,18 @@ async fn vm_qemu_is_confined_from_its_first_thread_to_its_last() {
         );
     }
     vm.kill().await.unwrap();
+}
+
+/// A program that ignores SIGCHLD has its children reaped by the kernel. Their end is seen, and told
+/// as QEMU told it.
+#[test]
+fn vm_qemu_that_somebody_else_reaps_ends_all_the_same() {
+    // SAFETY: SIG_IGN is no handler; nothing of this process runs in a signal's context.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    capsa_testing::behaviours::run(|| async {
+        capsa_testing::behaviours::end::power_off(BackendChoice::Qemu).await;
+        capsa_testing::behaviours::end::stop_is_the_guests_own_power_off(BackendChoice::Qemu).await;
+    });
 }
 
 /// A Ctrl-C on the terminal is for the program that holds the VM: QEMU is in a session of its own.

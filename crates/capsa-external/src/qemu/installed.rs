@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::child::inherit_nothing;
 use capsa_core::backend::BackendKind;
 use capsa_core::error::BackendRefusal;
 use capsa_core::escape::one_line;
@@ -102,13 +103,15 @@ fn ask_version(program: &Path) -> Result<String, BackendRefusal> {
 
 /// Runs `program -version` and returns the first KiB of what it prints, within the deadline.
 fn run_bounded(program: &Path) -> std::io::Result<String> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg("-version")
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
+        .stderr(Stdio::null());
+    inherit_nothing(&mut command);
+    let mut child = command.spawn()?;
     let started = Instant::now();
     let mut output = Vec::new();
     let read = child.stdout.take().map_or(Ok(()), |mut stdout| {
@@ -117,9 +120,11 @@ fn run_bounded(program: &Path) -> std::io::Result<String> {
             let left = DEADLINE.saturating_sub(started.elapsed());
             let left = Timespec::try_from(left).unwrap_or_default();
             let mut readable = [PollFd::new(&stdout, PollFlags::IN)];
-            if poll(&mut readable, Some(&left))? == 0 {
-                return Err(std::io::ErrorKind::TimedOut.into());
-            }
+            match poll(&mut readable, Some(&left)) {
+                Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+                Err(rustix::io::Errno::INTR) => continue,
+                polled => polled?,
+            };
             match stdout.read(&mut buffer)? {
                 0 => return Ok(()),
                 length if output.len() < buffer.len() => output.extend(&buffer[..length]),
@@ -127,10 +132,10 @@ fn run_bounded(program: &Path) -> std::io::Result<String> {
             }
         }
     });
-    if read.is_err() {
-        child.kill()?;
-    }
-    child.wait()?;
+    // All that matters is read: what still runs must not be waited for, and where SIGCHLD is ignored
+    // there is nothing to reap.
+    let _ = child.kill();
+    let _ = child.wait();
     read.map(|()| String::from_utf8_lossy(&output).into_owned())
 }
 

@@ -25,6 +25,8 @@ pub(super) struct QemuMachine {
     /// The first reason that QEMU gave for ending.
     cause: Option<Cause>,
     killed: bool,
+    /// Whether a failing disk was told: a guest can make it fail as often as it writes.
+    disk_failure_told: bool,
 }
 
 /// Why QEMU says that it ends. (QMP reference, ShutdownCause.)
@@ -45,6 +47,7 @@ impl QemuMachine {
             console: Some(console),
             cause: None,
             killed: false,
+            disk_failure_told: false,
         }
     }
 
@@ -68,7 +71,8 @@ impl QemuMachine {
     fn note(&mut self, event: &Event) {
         tracing::trace!(target: "capsa::qemu", event = %one_line(&event.name, 60), "QMP event");
         let cause = match event.name.as_str() {
-            "BLOCK_IO_ERROR" => {
+            "BLOCK_IO_ERROR" if !self.disk_failure_told => {
+                self.disk_failure_told = true;
                 let (disk, why) = (&event.data["device"], &event.data["reason"]);
                 let why = one_line(&format!("{disk}: {why}"), 200);
                 tracing::warn!(target: "capsa::qemu", why, "the host could not serve a disk");
@@ -101,8 +105,8 @@ impl QemuMachine {
         match self.cause {
             _ if self.killed => GuestEnd::Killed,
             Some(Cause::Panic) => GuestEnd::Panicked,
-            Some(Cause::PowerOff) if exit.code == Some(0) => GuestEnd::PowerOff,
-            Some(Cause::Reset) if exit.code == Some(0) => GuestEnd::Reset,
+            Some(Cause::PowerOff) if is_orderly(&exit) => GuestEnd::PowerOff,
+            Some(Cause::Reset) if is_orderly(&exit) => GuestEnd::Reset,
             _ => GuestEnd::Crashed(failure(HypervisorFailure::Exited {
                 exit,
                 stderr: self.process.last_words().await,
@@ -134,7 +138,11 @@ impl BackendVmHandle for QemuMachine {
     }
 
     async fn power_button(&mut self) -> Result<()> {
-        self.command("system_powerdown").await
+        match self.cause {
+            // The guest is off, and QEMU is closing its disks.
+            Some(_) => Ok(()),
+            None => self.command("system_powerdown").await,
+        }
     }
 
     async fn pause(&mut self) -> Result<()> {
@@ -150,6 +158,12 @@ impl BackendVmHandle for QemuMachine {
         self.process.kill();
         self.process.exited().await;
     }
+}
+
+/// Whether QEMU ended as it means to. Its status is unknown when somebody else has reaped it; then
+/// its own word counts.
+fn is_orderly(exit: &ProcessExit) -> bool {
+    matches!((exit.code, exit.signal), (Some(0), None) | (None, None))
 }
 
 fn gone(command: &'static str) -> HypervisorFailure {

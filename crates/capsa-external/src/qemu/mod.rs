@@ -133,8 +133,11 @@ impl HypervisorBackend for QemuBackend {
 
     async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
         let host = |action| move |source| start_failed(StartFailure::Host { action, source });
-        let installed = Installed::find().map_err(|r| Error::BackendUnavailable(Box::new(r)))?;
-        let firmware = firmware::find();
+        // This thread serves every other VM as well: nothing on it may wait for a file system.
+        let looked = tokio::task::spawn_blocking(|| (Installed::find(), firmware::find())).await;
+        let (installed, firmware) =
+            looked.map_err(|source| host("look for QEMU")(source.into()))?;
+        let installed = installed.map_err(|r| Error::BackendUnavailable(Box::new(r)))?;
         if let BootSpec::Uefi { variables } = &spec.boot {
             let Some(firmware) = &firmware else {
                 return Err(host("find UEFI firmware for QEMU")(
@@ -188,7 +191,7 @@ impl HypervisorBackend for QemuBackend {
             Err(QmpError::Closed) => {
                 let exit = process.exited().await;
                 let stderr = process.last_words().await;
-                match busy_disk(spec, &stderr) {
+                match busy_file(spec, &stderr) {
                     Some(path) => StartFailure::DiskBusy { path },
                     None => StartFailure::Exited { exit, stderr },
                 }
@@ -205,16 +208,34 @@ impl HypervisorBackend for QemuBackend {
     }
 }
 
-/// The disk that QEMU could not lock, from its own words: "Failed to get "write" lock" and then
-/// the node's file. When the name is not in them and there is one disk, it is that one.
-fn busy_disk(spec: &VmSpec, stderr: &str) -> Option<PathBuf> {
+/// The file that QEMU could not lock, from its own words: `Failed to get "write" lock`, and the
+/// file's name where it gives one. Without a name it can only be told when there is one file.
+fn busy_file(spec: &VmSpec, stderr: &str) -> Option<PathBuf> {
     if !(stderr.contains("Failed to get") && stderr.contains("lock")) {
         return None;
     }
-    let mut images = spec.disks.iter().map(|disk| &disk.image().path);
-    let named = |path: &&PathBuf| stderr.contains(&*path.to_string_lossy());
-    let found = images.clone().find(named).or_else(|| images.next());
-    found.cloned()
+    let chains = spec.disks.iter().flat_map(|disk| &disk.chain);
+    let data = spec.disks.iter().filter_map(|disk| disk.data_file.as_ref());
+    let variables = match &spec.boot {
+        BootSpec::Uefi { variables } => variables.as_ref(),
+        BootSpec::Linux { .. } => None,
+    };
+    let files: Vec<&PathBuf> = chains
+        .map(|file| &file.path)
+        .chain(data)
+        .chain(variables)
+        .collect();
+    let named = files
+        .iter()
+        .filter(|path| stderr.contains(&*path.to_string_lossy()))
+        // Of two names of which one begins with the other, the longer is meant.
+        .max_by_key(|path| path.as_os_str().len());
+    let found = match (named, files.as_slice()) {
+        (Some(path), _) => path,
+        (None, [only]) => only,
+        (None, _) => return None,
+    };
+    Some(found.to_path_buf())
 }
 
 /// Copies the firmware's template to `store` unless that exists. A half-written store never gets

@@ -92,13 +92,24 @@ pub async fn stop_is_the_guests_own_power_off(backend: BackendChoice) {
 
 /// A guest that ignores its power button is killed, and `stop` is Ok.
 pub async fn stop_kills_a_deaf_guest_after_its_grace(backend: BackendChoice) {
-    let mut guest = Guest::boot(kit_vm(backend)).await;
+    let mut guest = Guest::boot(kit_vm(backend).cmdline_arg("loglevel=7")).await;
     guest.ok("killall acpid").await;
-    guest
-        .vm
-        .stop_with_timeout(Duration::from_secs(1))
-        .await
-        .expect("stop");
+    let stopping = {
+        let vm = guest.vm.clone();
+        tokio::spawn(async move { vm.stop_with_timeout(Duration::from_secs(5)).await })
+    };
+    while guest.vm.status() != VmStatus::Stopping {
+        tokio::task::yield_now().await;
+    }
+    guest.type_line("echo still-'here'").await;
+    let answer = guest.console.wait_for_timeout("still-here", LIMIT).await;
+    answer.expect("the guest runs on in its grace period");
+    stopping.await.expect("no panic").expect("stop");
+    let tail = guest.vm.console_tail();
+    assert!(
+        !tail.contains("Power down"),
+        "the guest was not deaf: {tail}"
+    );
     assert_eq!(guest.vm.status(), STOPPED);
     assert!(matches!(guest.vm.exit_reason(), Some(ExitReason::Stopped)));
 }

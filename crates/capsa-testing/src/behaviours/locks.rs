@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use capsa::{BackendChoice, DiskImage, Error, StartFailure};
+use capsa::{BackendChoice, DiskImage, Error, RetryPolicy, StartFailure, VmStatus};
 
 use crate::guest::{LIMIT, kit_vm};
 use crate::processes::eventually;
@@ -98,6 +99,53 @@ pub async fn qemu_by_hand_is_excluded_too(backend: BackendChoice) {
     let ended = || matches!(kept_out.0.try_wait(), Ok(Some(status)) if !status.success());
     assert!(eventually(LIMIT, ended), "QEMU by hand was let in");
     vm.kill().await.expect("kill");
+}
+
+/// A start waits for a disk that another VM is just letting go, as long as its policy says, and not
+/// beyond a kill.
+pub async fn a_start_is_tried_again_while_a_disk_is_let_go(backend: BackendChoice) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = image(&folder);
+    let holder = kit_vm(backend).disk(&path).build().await.expect("build");
+    holder.start().await.expect("start");
+    let patient = || {
+        kit_vm(backend)
+            .disk(&path)
+            .retry(RetryPolicy::new(1000, Duration::ZERO))
+    };
+
+    let killed = patient().build().await.expect("build");
+    let starting = {
+        let vm = killed.clone();
+        tokio::spawn(async move { vm.start().await })
+    };
+    while killed.status() != VmStatus::Starting {
+        tokio::task::yield_now().await;
+    }
+    killed.kill().await.expect("kill");
+    assert_eq!(
+        starting
+            .await
+            .expect("no panic")
+            .expect_err("killed")
+            .code(),
+        "E0301"
+    );
+
+    let next = patient().build().await.expect("build");
+    let starting = {
+        let vm = next.clone();
+        tokio::spawn(async move { vm.start().await })
+    };
+    while next.status() != VmStatus::Starting {
+        tokio::task::yield_now().await;
+    }
+    holder.kill().await.expect("kill");
+    starting
+        .await
+        .expect("no panic")
+        .expect("the disk is free now");
+    next.kill().await.expect("kill");
 }
 
 fn assert_names_the_image(error: &Error, path: &Path) {

@@ -53,6 +53,7 @@ macro_rules! behaviours {
             holder::twenty_cycles_leave_nothing,
             locks::a_disk_has_one_writer_or_many_readers,
             locks::qemu_by_hand_is_excluded_too,
+            locks::a_start_is_tried_again_while_a_disk_is_let_go,
             refusals::bad_files_are_named_before_anything_starts,
             refusals::impossible_requests_are_refused_together,
             shares::a_writable_share_passes_files_both_ways,

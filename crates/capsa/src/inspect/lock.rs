@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -49,7 +50,9 @@ const WRITER: &[i64] = &[
 ///
 /// The file cannot be opened, or its file system has no byte-range locks.
 pub(crate) fn is_busy(path: &Path, writable: bool) -> io::Result<bool> {
-    let image = File::open(path)?;
+    // The name may have got a FIFO since it was inspected, whose opening would wait for a writer.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let image = File::options().read(true).custom_flags(flags).open(path)?;
     let bytes = if writable { WRITER } else { READER };
     for byte in bytes {
         if is_locked(&image, *byte)? {

@@ -141,8 +141,8 @@ impl VmHandle {
         let states = state.subscribe();
         let (input, typed) = console_input(move || states.borrow().status().clone());
         let capacity = match console_mode {
-            ConsoleMode::Enabled => CONSOLE_CAPACITY,
-            _ => DIAGNOSTIC_CAPACITY,
+            ConsoleMode::Disabled => DIAGNOSTIC_CAPACITY,
+            _ => CONSOLE_CAPACITY,
         };
         let vm = Arc::new(VmShared {
             id: spec.id,
@@ -176,6 +176,8 @@ impl VmHandle {
 
     /// Starts the VM and waits until the guest executes. Runs once in a VM's life.
     ///
+    /// It takes some 100 ms as a rule; a monitor that does not answer is given up after 30 s.
+    ///
     /// Start failures that may pass (a disk still locked by a VM that is just ending, a shortage
     /// of processes) are tried again as the builder's retry policy says.
     ///
@@ -203,6 +205,7 @@ impl VmHandle {
             let cause = StartFailure::Host { action, source };
             let end = GuestEnd::Crashed(Error::start_failed(vm.info.kind, cause));
             vm.state.send_modify(|state| state.ended(end, None));
+            vm.close_unstarted_console();
         }
         let mut states = vm.state.subscribe();
         let state = states
@@ -265,6 +268,10 @@ impl VmHandle {
     /// # Cancel safety
     ///
     /// The VM is killed even when the future is dropped.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time.
     ///
     /// # Errors
     ///
@@ -357,6 +364,10 @@ impl VmHandle {
     /// # Cancel safety
     ///
     /// Cancel safe.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time.
     ///
     /// # Errors
     ///

@@ -10,14 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use capsa_core::backend::{BackendVmHandle, ConsolePipes, GuestEnd, HypervisorBackend};
+use capsa_core::backend::{
+    BackendKind, BackendVmHandle, ConsolePipes, GuestEnd, HypervisorBackend,
+};
+use capsa_core::disk::ResolvedDisk;
 use capsa_core::error::{Error, Result, StartFailure};
 use capsa_core::resources::ConsoleMode;
 use capsa_core::spec::VmSpec;
 use capsa_core::status::VmStatus;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info, warn};
 
@@ -107,7 +111,14 @@ impl VmTask {
             ..
         } = self;
         let attempt = || async {
-            refuse_busy_disks(spec)?;
+            let (disks, kind) = (spec.disks.clone(), spec.backend.kind);
+            // This thread serves every other VM as well; a dead file server must not hold it.
+            let looked = spawn_blocking(move || refuse_busy_disks(&disks, kind)).await;
+            looked.map_err(|source| Error::Io {
+                action: "look at the locks of disks".into(),
+                path: None,
+                source: source.into(),
+            })??;
             backend.start(spec).await
         };
         let backoff = ExponentialBuilder::default()
@@ -237,23 +248,22 @@ async fn until_end(
                     break;
                 }
                 stop.next_press = Instant::now() + PRESS_AGAIN;
-                if let Some(Err(error)) = interruptible(vm, machine.power_button()).await {
-                    info!(target: "capsa::vm", error = error.full_message(), "cannot press the power button");
-                    break;
-                }
+                stop.ask(vm, machine.power_button()).await;
             }
             Some(command) = commands.recv() => match command {
                 Command::Stop(grace) => {
-                    stop = Some(Stop::within(grace, stop));
+                    let stopping = Stop::within(grace, stop);
                     // A paused guest cannot obey its power button.
-                    if *vm.state.borrow().status() == VmStatus::Paused
-                        && let Some(Err(error)) = interruptible(vm, machine.resume()).await
-                    {
-                        info!(target: "capsa::vm", error = error.full_message(), "cannot resume the guest to stop it");
-                        break;
+                    if *vm.state.borrow().status() == VmStatus::Paused {
+                        stopping.ask(vm, machine.resume()).await;
                     }
+                    stop = Some(stopping);
                     vm.state.send_modify(Lifecycle::stopping);
                 }
+                // They were sent before their callers could see that the VM stops; a guest that is
+                // paused now could not power off.
+                Command::Pause(reply) if stop.is_some() => refuse(vm, reply, "pause"),
+                Command::Resume(reply) if stop.is_some() => refuse(vm, reply, "resume"),
                 Command::Pause(reply) => {
                     let done = interruptible(vm, machine.pause()).await;
                     answer(vm, reply, done, Lifecycle::paused);
@@ -290,6 +300,16 @@ impl Stop {
         }
     }
 
+    /// Has the machine do something that leads to its end. Whether it works is not decisive: the
+    /// deadline is.
+    async fn ask(&self, vm: &VmShared, command: impl Future<Output = Result<()>>) {
+        let asked = timeout_at(self.deadline, command);
+        if let Some(Ok(Err(error))) = interruptible(vm, asked).await {
+            let error = error.full_message();
+            info!(target: "capsa::vm", error, "cannot ask the guest to power off");
+        }
+    }
+
     fn next_step(&self) -> Instant {
         self.deadline.min(self.next_press)
     }
@@ -302,6 +322,12 @@ async fn interruptible<T>(vm: &VmShared, command: impl Future<Output = T>) -> Op
         () = vm.kill.cancelled() => None,
         done = command => Some(done),
     }
+}
+
+fn refuse(vm: &VmShared, reply: oneshot::Sender<Result<()>>, operation: &'static str) {
+    let status = Box::new(vm.status());
+    // A caller that gave up does not want the answer.
+    let _ = reply.send(Err(Error::InvalidState { operation, status }));
 }
 
 /// Publishes what a command did before its caller learns of it. An interrupted command gets no
@@ -321,8 +347,8 @@ fn answer(
 }
 
 /// The monitor takes the locks itself; looking first makes the common case a clear error.
-fn refuse_busy_disks(spec: &VmSpec) -> Result<()> {
-    for disk in &spec.disks {
+fn refuse_busy_disks(disks: &[ResolvedDisk], backend: BackendKind) -> Result<()> {
+    for disk in disks {
         let writable = disk.is_writable();
         let image = [(&disk.image().path, writable)];
         let data = disk.data_file.iter().map(|path| (path, writable));
@@ -331,7 +357,7 @@ fn refuse_busy_disks(spec: &VmSpec) -> Result<()> {
             let busy = inspect::lock::is_busy(path, writable);
             if busy.map_err(|source| Error::io("look at the locks of", path, source))? {
                 let cause = StartFailure::DiskBusy { path: path.clone() };
-                return Err(Error::start_failed(spec.backend.kind, cause));
+                return Err(Error::start_failed(backend, cause));
             }
         }
     }
