@@ -69,7 +69,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             match error.is::<packages::CannotInstall>() {
@@ -80,12 +80,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<()> {
+fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Run { args } => run::run(&args),
-        Command::Test => test::run(),
-        Command::Bench { pairs, json } => bench::run(pairs, json.as_deref()),
-        Command::Soak { cycles, seed } => soak::run(cycles, seed),
-        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Command::Run { args } => run::run(&args)?,
+        Command::Test => return test::run(),
+        Command::Bench { pairs, json } => bench::run(pairs, json.as_deref())?,
+        Command::Soak { cycles, seed } => soak::run(cycles, seed)?,
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
