@@ -29,6 +29,8 @@ pub(crate) struct Screen {
     /// Turns until the guest says something.
     spinner: Option<Spinner>,
     buffer: Box<[u8]>,
+    /// Bytes that came faster than standard output took them.
+    dropped: u64,
 }
 
 impl Screen {
@@ -40,6 +42,7 @@ impl Screen {
             behind_prompt: Vec::new(),
             spinner,
             buffer: vec![0; 16 << 10].into(),
+            dropped: 0,
         }
     }
 
@@ -135,14 +138,30 @@ impl Screen {
     async fn next(&mut self) -> Result<Option<Output>, Failure> {
         loop {
             match self.console.read(&mut self.buffer).await {
-                Ok(0) => return Ok(None),
+                Ok(0) => {
+                    if self.dropped > 0 {
+                        let dropped = std::mem::take(&mut self.dropped);
+                        messages::warning(&format!(
+                            "{dropped} bytes of console output were dropped in all"
+                        ));
+                    }
+                    return Ok(None);
+                }
                 Ok(length) => {
                     self.spinner = None;
                     let bytes = self.buffer[..length].to_vec();
                     let prompt_end = self.prompt.feed(&bytes);
                     return Ok(Some(Output { bytes, prompt_end }));
                 }
-                Err(error @ Error::ConsoleOverrun { .. }) => messages::warning(&error.to_string()),
+                Err(Error::ConsoleOverrun { bytes }) => {
+                    // Once: the guest decides how often this happens.
+                    if self.dropped == 0 {
+                        messages::warning(
+                            "standard output is slower than the guest; some of it is dropped",
+                        );
+                    }
+                    self.dropped += bytes;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -51,5 +51,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::setup(args),
         Command::Completions { shell } => completions::completions(shell),
     };
-    exit::report(done)
+    let exit = exit::report(done);
+    messages::finish();
+    exit
 }

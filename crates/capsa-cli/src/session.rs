@@ -4,7 +4,6 @@
 //! line cannot carry the terminal's size: the kit's shell is told once, before its first prompt is
 //! handed over, and nothing is pretended when the window changes later.
 
-use std::io::Write;
 use std::pin::pin;
 
 use capsa::{VmConsole, VmHandle};
@@ -100,8 +99,7 @@ impl Escapes {
                 self.end(vm);
             }
             if !part.is_empty() && typed.try_send(part.to_vec()).is_err() {
-                // A bell that cannot be heard is no loss.
-                let _ = std::io::stderr().write_all(b"\x07");
+                messages::bell();
             }
         }
     }

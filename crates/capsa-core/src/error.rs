@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::BackendKind;
+use crate::escape::one_line;
 use crate::kit::KitFailure;
 use crate::problem::{ConfigProblem, ProblemKind};
 use crate::resources::GuestOs;
@@ -573,7 +574,7 @@ impl fmt::Display for OnPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => Ok(()),
-            Some(path) => write!(f, " {}", path.display()),
+            Some(path) => write!(f, " {}", one_line(&path.to_string_lossy(), 300)),
         }
     }
 }

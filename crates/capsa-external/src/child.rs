@@ -1,6 +1,6 @@
 //! A child process that cannot outlive its owner.
 //!
-//! - It gets a cleared environment, no descriptor but those named, no terminal, no capability
+//! - It gets no descriptor but those named, no terminal, no capability
 //!   that a monitor does not need, and no core dump (which would hold the guest's memory).
 //! - The kernel kills it when the *thread* that spawned it ends (`PR_SET_PDEATHSIG`), so spawn
 //!   from a thread that lives as long as the child may.
@@ -57,7 +57,7 @@ pub(crate) struct ChildProcess {
 
 impl ChildProcess {
     /// Runs `command`, confined, with `inherited` open in it under the same numbers as here. The
-    /// caller says what its standard input and output are; its standard error is kept.
+    /// caller says what its environment, standard input and output are; its standard error is kept.
     ///
     /// Must be called on a tokio runtime with I/O, on a thread that outlives the child.
     pub(crate) fn spawn(mut command: Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Self> {
@@ -69,11 +69,7 @@ impl ChildProcess {
             .unwrap_or_default()
             .to_owned();
         let (stderr_read, stderr_write) = io::pipe()?;
-        command.env_clear().current_dir("/").stderr(stderr_write);
-        // A monitor's temporary files go where the caller's own would.
-        if let Some(folder) = std::env::var_os("TMPDIR") {
-            command.env("TMPDIR", folder);
-        }
+        command.current_dir("/").stderr(stderr_write);
         let kept: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let parent = rustix::process::getpid();
         let as_root = rustix::process::geteuid().is_root();
@@ -211,11 +207,14 @@ fn confine(parent: Pid, as_root: bool, kept: &[RawFd]) -> io::Result<()> {
 }
 
 /// Has `command` inherit no descriptor but its standard streams, whatever the program forgot to
-/// mark.
+/// mark, and die with the thread that spawns it, which must wait for it.
 pub(crate) fn inherit_nothing(command: &mut Command) {
-    // SAFETY: `close_on_exec` is a system call and nothing else.
+    // SAFETY: the closure makes two system calls and does nothing else.
     unsafe {
-        command.pre_exec(close_on_exec);
+        command.pre_exec(|| {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            close_on_exec()
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Guests, fixtures and behaviours for tests.
 //!
 //! A behaviour is written once, as a function over a [`capsa::BackendChoice`], and runs on every
-//! backend that claims it: see [`behaviours`]. Nothing here skips: a backend that cannot run a
+//! backend that claims it: see [`mod@behaviours`]. Nothing here skips: a backend that cannot run a
 //! behaviour fails it.
 
 pub mod behaviours;

@@ -34,6 +34,11 @@ pub(crate) fn resolve(
     choice: BackendChoice,
 ) -> Result<(VmSpec, Arc<dyn HypervisorBackend>)> {
     let (candidate, mut problems) = choose(&boot, &options, choice)?;
+    // Without a bound on their number, looking at each would take as long as a caller likes.
+    let devices = boot.disk().iter().count() + options.disks.len() + options.shares.len();
+    if devices > candidate.capabilities.max_devices {
+        return Err(Error::from_problems(problems));
+    }
     let mut found = |problem| problems.push(problem);
 
     let mut disks = Vec::new();

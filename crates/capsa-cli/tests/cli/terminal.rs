@@ -111,7 +111,8 @@ fn vm_what_prepares_the_shell_is_not_seen() {
         !before.contains("stty") && !after.contains("stty"),
         "{before}{after}"
     );
-    assert_eq!(after, "true\r\n");
+    // Depending on when it is asked, the shell's question where the cursor is comes before.
+    assert_eq!(after.trim_start_matches("\x1b[6n"), "true\r\n");
     // The end of the shell ends the guest.
     terminal.press("\x04");
     terminal.assert_ends_with(0);

@@ -172,7 +172,12 @@ mod tests {
 
     #[test]
     fn a_program_that_floods_or_fails_is_an_error() {
-        assert!(run_bounded(Path::new("/bin/yes")).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        let floods = folder.path().join("floods");
+        fs::write(&floods, "#!/bin/sh\nexec yes\n").unwrap();
+        fs::set_permissions(&floods, fs::Permissions::from_mode(0o700)).unwrap();
+        let kind = run_bounded(&floods).unwrap_err().kind();
+        assert_eq!(kind, std::io::ErrorKind::InvalidData);
         assert!(run_bounded(Path::new("/nonexistent")).is_err());
     }
 }

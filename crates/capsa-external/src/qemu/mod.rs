@@ -28,11 +28,13 @@ use capsa_core::spec::{BootSpec, VmSpec};
 use capsa_kvm::probe::Freshness;
 use rustix::pipe::fcntl_setpipe_size;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 mod args;
 mod firmware;
 mod installed;
 mod machine;
+mod overlays;
 mod qmp;
 
 use self::installed::Installed;
@@ -43,6 +45,9 @@ use crate::child::ChildProcess;
 /// How long QEMU may take from exec to its first QMP message. It takes 60 ms on an idle machine;
 /// a hundred starting at once on two cores take seconds.
 const GREETING: Duration = Duration::from_secs(30);
+
+/// How long QEMU may take to end once it has closed its monitor.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Bytes of the pipe for the guest's output: `/proc/sys/fs/pipe-max-size` of a stock Linux.
 const CONSOLE_PIPE: usize = 1 << 20;
@@ -134,9 +139,20 @@ impl HypervisorBackend for QemuBackend {
     async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
         let host = |action| move |source| start_failed(StartFailure::Host { action, source });
         // This thread serves every other VM as well: nothing on it may wait for a file system.
-        let looked = tokio::task::spawn_blocking(|| (Installed::find(), firmware::find())).await;
-        let (installed, firmware) =
-            looked.map_err(|source| host("look for QEMU")(source.into()))?;
+        let makes_overlays = spec.disks.iter().any(|disk| disk.ephemeral)
+            || matches!(spec.boot, BootSpec::Uefi { variables: None });
+        let looked = tokio::task::spawn_blocking(move || {
+            let overlays = makes_overlays.then(overlays::folder).transpose();
+            (Installed::find(), firmware::find(), overlays)
+        });
+        let (installed, firmware, overlays) = looked
+            .await
+            .map_err(|source| host("look for QEMU")(source.into()))?;
+        // QEMU unlinks an overlay when it has opened it, so the folder is empty and goes when this
+        // function returns. It is here for a QEMU that is killed in between.
+        let overlays = overlays.map_err(host(
+            "make a folder for throw-away overlays (TMPDIR, else /var/tmp)",
+        ))?;
         let installed = installed.map_err(|r| Error::BackendUnavailable(Box::new(r)))?;
         if let BootSpec::Uefi { variables } = &spec.boot {
             let Some(firmware) = &firmware else {
@@ -167,8 +183,12 @@ impl HypervisorBackend for QemuBackend {
         let mut command = Command::new(&installed.program);
         command
             .args(arguments)
+            .env_clear()
             .stdin(qemus_input)
             .stdout(qemus_output);
+        if let Some(overlays) = &overlays {
+            command.env("TMPDIR", overlays.path());
+        }
         let spawned = ChildProcess::spawn(command, &[qemus_qmp.as_fd()]);
         let mut process = spawned.map_err(|source| {
             start_failed(StartFailure::Spawn {
@@ -189,6 +209,10 @@ impl HypervisorBackend for QemuBackend {
                 return Ok(Box::new(QemuMachine::new(process, qmp, console)));
             }
             Err(QmpError::Closed) => {
+                // It is about to end, unless something is very wrong with it.
+                if timeout(ENDING, process.exited()).await.is_err() {
+                    process.kill();
+                }
                 let exit = process.exited().await;
                 let stderr = process.last_words().await;
                 match busy_file(spec, &stderr) {

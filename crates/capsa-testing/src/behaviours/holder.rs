@@ -1,6 +1,6 @@
 //! The VM and the program that holds it: neither outlives the other, except where it must.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -86,14 +86,18 @@ pub async fn the_death_of_the_holder_ends_the_vm_and_leaves_no_file(backend: Bac
     let disk = temporary.path().join("disk.img");
     std::fs::write(&disk, vec![0; 1 << 20]).expect("a disk");
     let mut daemon = Daemon::start_with_disk(backend, temporary.path().into(), Some(&disk));
-    daemon.order("start one");
-    daemon.order("start two");
+    let stderr = daemon.process.stderr.take().expect("a pipe");
+    let mut lines = BufReader::new(stderr)
+        .lines()
+        .map(|line| line.expect("text"));
+    for name in ["one", "two"] {
+        daemon.order(&format!("start {name}"));
+        let running = format!("{name}: running");
+        lines.find(|line| line.starts_with(&running)).expect("a VM");
+    }
     let pid = daemon.process.id();
-    assert!(
-        eventually(LIMIT, || processes::children(pid).len() == 2),
-        "the daemon has two machines"
-    );
     let machines = processes::children(pid);
+    assert_eq!(machines.len(), 2);
     daemon.process.kill().expect("our own child");
     daemon.process.wait().expect("our own child");
     assert!(

@@ -60,19 +60,24 @@ pub(super) fn verify(kit: &Kit) -> Result<()> {
 
 fn read_manifest(folder: &Path) -> Result<Option<Manifest>> {
     let path = folder.join(MANIFEST);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("open", &path, e)),
-    };
-    let mut text = Vec::new();
-    file.take(MANIFEST_LIMIT)
-        .read_to_end(&mut text)
-        .map_err(|e| Error::io("read", &path, e))?;
     let damaged = |message: String| KitFailure::Damaged {
         path: path.clone(),
         message,
     };
+    // To open a FIFO would wait for whoever writes to it.
+    match fs::metadata(&path) {
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(damaged("it is not a regular file".into()).into());
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open", &path, e)),
+    }
+    let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let mut text = Vec::new();
+    file.take(MANIFEST_LIMIT)
+        .read_to_end(&mut text)
+        .map_err(|e| Error::io("read", &path, e))?;
 
     // The format first: another version's manifest may lack what this one must have.
     #[derive(serde::Deserialize)]
