@@ -29,14 +29,6 @@ async fn main() -> Result<()> {
     eprintln!("soak: {cycles} cycles, seed {seed}");
 
     let temporary = std::env::temp_dir();
-    // The first VM makes what later ones share: caches of probes and of the kit.
-    cycle(&mut Rng::with_seed(seed))
-        .await
-        .context("the first VM")?;
-    let settled = processes::eventually(SETTLED, || {
-        processes::children(std::process::id()).is_empty()
-    });
-    ensure!(settled, "the first VM left a process behind");
     let before = Holdings::now(&temporary);
 
     let started = Instant::now();
