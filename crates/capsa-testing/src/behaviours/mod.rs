@@ -1,6 +1,6 @@
 //! What every backend must do, written once.
 //!
-//! ```ignore
+//! ```text
 //! capsa_testing::behaviours!(vm_qemu, capsa::BackendChoice::Qemu);
 //! ```
 //!
