@@ -4,7 +4,7 @@
 //! writes on a thread of its own: whoever reads standard error, or does not, must never decide
 //! whether a VM is stopped.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -12,8 +12,6 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use tracing_subscriber::EnvFilter;
-
-use crate::terminal;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -126,7 +124,8 @@ struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let text = match terminal::is_raw() {
+        // It may be written after the terminal's mode has changed, and does no harm in the other one.
+        let text = match io::stderr().is_terminal() {
             false => bytes.to_vec(),
             true => bytes
                 .split_inclusive(|byte| *byte == b'\n')

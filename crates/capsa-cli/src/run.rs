@@ -126,6 +126,8 @@ impl Talk {
             })?),
             _ => None,
         };
+        // The spinner draws where the messages go; they come first.
+        messages::finish();
         let spinner = Spinner::new("booting");
         vm.start().await?;
         if self == Self::Silent {

@@ -48,11 +48,6 @@ impl Drop for RawMode {
     }
 }
 
-/// Whether the program has put the terminal in raw mode, where a line's end is `\r\n`.
-pub(crate) fn is_raw() -> bool {
-    lock().is_some()
-}
-
 /// Whether a person types on standard input.
 pub(crate) fn is_interactive() -> bool {
     stdin().is_terminal()
