@@ -557,7 +557,8 @@ impl fmt::Display for LastWords<'_> {
     }
 }
 
-struct Detail<'a>(&'a str);
+/// What follows a colon, if there is anything.
+pub(crate) struct Detail<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Detail<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

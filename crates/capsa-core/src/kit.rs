@@ -1,9 +1,8 @@
 //! Why a guest kit cannot be used or made.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use crate::error::ProcessExit;
+use crate::error::{Detail, ProcessExit};
 
 /// Why the guest kit (the kernel and initramfs that Capsa brings) cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -79,17 +78,6 @@ impl KitFailure {
                  elsewhere give a kernel and its modules",
             ),
             Self::Source { .. } => None,
-        }
-    }
-}
-
-struct Detail<'a>(&'a str);
-
-impl fmt::Display for Detail<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            "" => Ok(()),
-            text => write!(f, ": {text}"),
         }
     }
 }
