@@ -1,0 +1,1 @@
+//! The memory balloon (5.5), with free page reporting.

@@ -1,0 +1,1 @@
+//! The block device (5.2), over raw and qcow2 images.

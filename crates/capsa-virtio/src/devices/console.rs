@@ -1,0 +1,1 @@
+//! The console (5.3): one port.

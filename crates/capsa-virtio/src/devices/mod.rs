@@ -1,0 +1,9 @@
+//! The devices. Each has the same shape: a constructor that takes what the host gives it, and
+//! [`VirtioDevice`](crate::VirtioDevice).
+
+pub mod balloon;
+pub mod block;
+pub mod console;
+pub mod net;
+pub mod rng;
+pub mod vsock;

@@ -1,0 +1,1 @@
+//! The network card (5.1), over Ethernet frames on a descriptor.

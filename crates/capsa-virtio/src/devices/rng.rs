@@ -1,0 +1,1 @@
+//! The entropy source (5.4).
