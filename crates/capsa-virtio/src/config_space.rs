@@ -57,7 +57,7 @@ impl ConfigSpace {
     /// A write of the driver: of `data`, only the bytes that it may write are taken.
     pub fn write_by_driver(&self, offset: usize, data: &[u8]) {
         let mut state = self.lock();
-        for (position, byte) in (offset..).zip(data) {
+        for (position, byte) in (offset..=usize::MAX).zip(data) {
             if self.writable.contains(&position)
                 && let Some(place) = state.bytes.get_mut(position)
             {
