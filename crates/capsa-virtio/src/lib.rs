@@ -20,9 +20,12 @@ pub mod config_space;
 pub mod device;
 pub mod devices;
 pub mod interrupt;
+mod notification;
 pub mod pci;
 pub mod queue;
 pub mod wait_set;
+pub mod wake;
+pub mod watch;
 pub mod worker;
 
 pub use config_space::ConfigSpace;
@@ -30,3 +33,5 @@ pub use device::{DeviceType, DriverFault, VirtioDevice};
 pub use interrupt::Interrupt;
 pub use queue::{Chain, Memory, Virtqueue};
 pub use wait_set::{Readiness, WaitSet};
+pub use wake::Wake;
+pub use watch::Watch;

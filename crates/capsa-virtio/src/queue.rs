@@ -1,6 +1,7 @@
 //! A virtqueue as a device uses it: the rings, the memory they lie in, and the interrupt.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -23,6 +24,10 @@ pub struct Virtqueue {
     queue: Queue,
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
+    /// Chains were given back since the last signal.
+    used: bool,
+    /// Set while the device's worker is asked to stop.
+    halt: Arc<AtomicBool>,
 }
 
 impl Virtqueue {
@@ -33,7 +38,20 @@ impl Virtqueue {
             queue,
             memory,
             interrupt,
+            used: false,
+            halt: Arc::default(),
         }
+    }
+
+    /// From now on the queue has no buffers while `halt` is set: a device cannot be kept from its
+    /// stop by a driver that fills the queue as fast as it is emptied.
+    pub(crate) fn halted_by(&mut self, halt: &Arc<AtomicBool>) {
+        self.halt = Arc::clone(halt);
+    }
+
+    /// Whether there is no need to look for buffers.
+    fn is_silent(&self) -> bool {
+        !self.queue.ready() || self.halt.load(Ordering::Relaxed)
     }
 
     /// The next chain of buffers that the driver offers.
@@ -42,7 +60,7 @@ impl Virtqueue {
     ///
     /// The available ring is broken: its index is more than the queue's size ahead.
     pub fn pop(&mut self) -> Result<Option<Chain>, DriverFault> {
-        if !self.queue.ready() {
+        if self.is_silent() {
             return Ok(None);
         }
         Ok(self.queue.iter(Arc::clone(&self.memory))?.next())
@@ -60,7 +78,9 @@ impl Virtqueue {
     ///
     /// The used ring cannot be written.
     pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), DriverFault> {
-        Ok(self.queue.add_used(&*self.memory, head, written)?)
+        self.queue.add_used(&*self.memory, head, written)?;
+        self.used = true;
+        Ok(())
     }
 
     /// Interrupts the driver for the chains given back since the last call, unless it asked not to
@@ -70,10 +90,15 @@ impl Virtqueue {
     ///
     /// The available ring cannot be read.
     pub fn signal(&mut self) -> Result<(), DriverFault> {
-        if self.queue.ready() && self.queue.needs_notification(&*self.memory)? {
+        if std::mem::take(&mut self.used) && self.queue.needs_notification(&*self.memory)? {
             self.interrupt.queue(self.index);
         }
         Ok(())
+    }
+
+    /// Interrupts the driver because the device changed its configuration space.
+    pub fn signal_config(&self) {
+        self.interrupt.config();
     }
 
     /// Asks the driver not to notify, for as long as the device looks at the queue anyway. A hint.
@@ -95,7 +120,7 @@ impl Virtqueue {
     ///
     /// A ring cannot be accessed.
     pub fn enable_notification(&mut self) -> Result<bool, DriverFault> {
-        if !self.queue.ready() {
+        if self.is_silent() {
             return Ok(false);
         }
         Ok(self.queue.enable_notification(&*self.memory)?)
