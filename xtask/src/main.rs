@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod fuzz;
+mod kvm;
 mod nextest;
 mod packages;
 mod run;
@@ -39,6 +40,9 @@ enum Command {
     },
     /// Runs every check and every test.
     Test,
+    /// Runs a command where KVM runs stock kernels: here, else in a level-1 guest with this
+    /// machine's files.
+    Kvm(kvm::Bench),
     /// Compares Capsa with a QEMU started by hand; prints a table.
     Bench {
         /// How often each is measured.
@@ -84,6 +88,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run { args } => run::run(&args)?,
         Command::Test => return test::run(),
+        Command::Kvm(bench) => return Ok(kvm::run(&bench)),
         Command::Bench { pairs, json } => bench::run(pairs, json.as_deref())?,
         Command::Soak { cycles, seed } => soak::run(cycles, seed)?,
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,

@@ -22,6 +22,7 @@ pub(crate) fn setup(args: SetupArgs) -> Done {
         source,
         busybox: args.busybox,
         folder: Some(folder.clone()),
+        ..KitOptions::default()
     };
     let mut steps = Steps::new();
     let made = kit::make(&options, &mut |progress| steps.show(progress));

@@ -8,6 +8,7 @@
 
 mod cache;
 mod host;
+mod level1;
 mod rootfs;
 mod uefi;
 
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use capsa::kit::{self, Kit, KitOptions};
+
+pub use level1::Level1;
 
 /// The Debian packages that must be installed to make and to run the images.
 pub const PACKAGES: [&str; 7] = [
@@ -64,7 +67,13 @@ pub fn uefi_disk() -> PathBuf {
     made(make_kit().and_then(|kit| uefi::disk(&kit)), "the UEFI disk")
 }
 
-/// Makes everything above. For the start of a test run: the tests need no network after it.
+/// What boots a level-1 guest: a VM in which there is a KVM that runs stock kernels.
+#[must_use]
+pub fn level1() -> Level1 {
+    made(level1::make(), "the level-1 guest")
+}
+
+/// Makes everything for tests on this machine itself. For the start of a test run: the tests need no network after it.
 pub fn prepare_all() {
     let _ = kit();
     let _ = rootfs_qcow2();
@@ -108,17 +117,30 @@ impl ImageCopy {
 }
 
 fn make_kit() -> Result<Kit> {
-    let folder = cache::folder()?.join("kit");
-    let ready = || -> Option<Kit> { Kit::open(&folder).ok().flatten().filter(Kit::is_current) };
+    make_kit_with("kit", &[])
+}
+
+/// A kit of this source tree with more modules, in a folder of the cache.
+fn make_kit_with(name: &str, modules: &[&str]) -> Result<Kit> {
+    let folder = cache::folder()?.join(name);
+    let has = |kit: &Kit, name: &&str| {
+        let mut known = kit.manifest.modules.iter().chain(&kit.manifest.builtin);
+        known.any(|known| known == name)
+    };
+    let ready = || -> Option<Kit> {
+        let kit = Kit::open(&folder).ok().flatten()?;
+        (kit.is_current() && modules.iter().all(|name| has(&kit, name))).then_some(kit)
+    };
     if let Some(kit) = ready() {
         return Ok(kit);
     }
-    let _lock = cache::lock("kit")?;
+    let _lock = cache::lock(name)?;
     if let Some(kit) = ready() {
         return Ok(kit);
     }
     let options = KitOptions {
         folder: Some(folder),
+        modules: modules.iter().map(|name| (*name).to_owned()).collect(),
         ..KitOptions::default()
     };
     Ok(kit::make(&options, &mut |_| {})?)

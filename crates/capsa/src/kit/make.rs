@@ -21,6 +21,9 @@ pub struct KitOptions {
     pub busybox: Option<PathBuf>,
     /// The kit's folder. By default the one in which [`find`](super::find) looks.
     pub folder: Option<PathBuf>,
+    /// Names of kernel modules that the guest gets besides those that Capsa's machines need, with
+    /// what they depend on. It is an error when the kernel has none of that name.
+    pub modules: Vec<String>,
 }
 
 /// How far [`make`] is.
@@ -105,7 +108,7 @@ fn build(options: &KitOptions, work: &Path, step: &mut Step<'_>) -> Result<Manif
         },
     };
     step("read the modules", 0, 0);
-    let set = modules::collect(&origin.modules)?;
+    let set = modules::collect(&origin.modules, &options.modules)?;
     step("find busybox", 0, 0);
     let busybox = source::busybox(options.busybox.as_deref(), work, &mut origin.packages)?;
 

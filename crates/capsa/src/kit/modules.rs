@@ -87,19 +87,25 @@ pub(super) struct ModuleSet {
     pub(super) missing: Vec<String>,
 }
 
-/// Takes what a guest needs from `tree`, a folder like `/lib/modules/<release>`.
-pub(super) fn collect(tree: &Path) -> Result<ModuleSet> {
+/// Takes what a guest needs from `tree`, a folder like `/lib/modules/<release>`, and `more`.
+pub(super) fn collect(tree: &Path, more: &[String]) -> Result<ModuleSet> {
     let index = index(tree)?;
     let builtin = read_builtin(tree)?;
-    let set = resolve(wanted_names(), &index, &builtin)?;
-    let absent = |module: &&Wanted| set.missing.iter().any(|name| name == module.name);
-    if let Some(module) = WANTED.iter().filter(|m| m.essential).find(absent) {
-        return Err(unusable(tree, format!("it has no module {}", module.name)));
+    let more: Vec<String> = more.iter().map(|name| plain(name)).collect();
+    let names = WANTED.iter().map(|module| module.name);
+    let names = names.chain(more.iter().map(String::as_str));
+    let set = resolve(names, &index, &builtin)?;
+    let is_needed = |name: &&String| {
+        let mut essential = WANTED.iter().filter(|module| module.essential);
+        more.contains(name) || essential.any(|module| module.name == name.as_str())
+    };
+    match set.missing.iter().find(is_needed) {
+        Some(name) => Err(unusable(tree, format!("it has no module {name}"))),
+        None => Ok(set),
     }
-    Ok(set)
 }
 
-/// The modules that [`collect`] looks for.
+/// The modules that [`collect`] looks for in any case.
 pub(super) fn wanted_names() -> impl Iterator<Item = &'static str> {
     WANTED.iter().map(|module| module.name)
 }

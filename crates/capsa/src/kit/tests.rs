@@ -119,6 +119,7 @@ impl Fixture {
             },
             busybox: Some(self.path("busybox")),
             folder: Some(self.path("kit")),
+            modules: Vec::new(),
         }
     }
 
@@ -185,6 +186,28 @@ fn a_kit_is_what_it_was_made_from_and_reads_back_the_same() {
     );
     assert_eq!(found.manifest.builtin, ["ext4"]);
     assert!(found.manifest.missing.contains(&"9p".to_owned()));
+}
+
+#[test]
+fn a_kit_has_the_modules_that_were_asked_for_too_or_is_not_made() {
+    let fixture = Fixture::new();
+    fixture.write("modules/kernel/kvm-amd.ko", &module_file("kvm"));
+    fixture.write("modules/kernel/kvm.ko", &module_file(""));
+    let make_with = |name: &str| {
+        let options = KitOptions {
+            modules: vec![name.to_owned()],
+            ..fixture.options()
+        };
+        make(&options, &mut |_| {})
+    };
+    let kit = make_with("kvm-amd").unwrap();
+    assert!(
+        kit.manifest
+            .modules
+            .ends_with(&["kvm".into(), "kvm_amd".into()])
+    );
+    let refusal = message(&make_with("kvm_intel").unwrap_err());
+    assert!(refusal.contains("it has no module kvm_intel"), "{refusal}");
 }
 
 #[test]

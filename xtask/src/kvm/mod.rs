@@ -1,0 +1,123 @@
+//! `cargo xtask kvm`: runs a command where KVM runs stock kernels.
+//!
+//! That is this machine, if its /dev/kvm can. Otherwise it is the bench: a level-1 guest under
+//! QEMU's emulation, whose emulated processors have AMD's virtualisation, with this machine's own
+//! files as its root.
+//!
+//! ```text
+//! mod.rs        which of the two, and the status
+//! session.rs    the command as a script: environment, folder, arguments
+//! folder.rs     what a running bench keeps on this machine, and its removal
+//! machine.rs    QEMU's command line
+//! supervise.sh  the guest's first process, once it has this machine's files
+//! watch.rs      streams the output, and ends a bench that hangs
+//! ```
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::packages::{self, BUSYBOX, QEMU};
+use crate::workspace::{self, cargo, check, debug_folder, display, output};
+
+mod folder;
+mod machine;
+mod session;
+mod watch;
+
+use folder::Folder;
+use machine::Kernel;
+use session::Session;
+use watch::End;
+
+/// The status when the bench itself fails; the command's own status is passed on. As with
+/// timeout(1) and others that run a command.
+const BENCH_FAILED: u8 = 125;
+/// The status when the time is up.
+const TIMED_OUT: u8 = 124;
+/// The status after Ctrl-C, as of a program that dies of it.
+const INTERRUPTED: u8 = 130;
+
+/// A command, and what it gets.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Bench {
+    /// The guest's memory in MiB. It costs this machine only what is used of it.
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    pub(crate) memory: u32,
+    /// The guest's processors.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) cpus: u32,
+    /// Ends the bench after this many seconds, with status 124.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub(crate) timeout: u64,
+    /// The folder in which the command can leave files: at the same path for it, and in
+    /// CAPSA_BENCH_SHARE. Without this option a fresh one that is removed afterwards.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) share: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Runs the command to its end and returns its status, or one that says what went wrong.
+///
+/// In the bench it runs as root, in the caller's folder, with an empty stdin and no terminal. It
+/// sees every file of this machine under its own path; what it writes outside of the share is in
+/// the guest's memory and goes away with it.
+pub(crate) fn run(bench: &Bench) -> ExitCode {
+    let code = match try_run(bench) {
+        Ok(End::Exited(status)) => status,
+        Ok(End::TimedOut) => {
+            eprintln!("error: the time of {} s is up", bench.timeout);
+            TIMED_OUT
+        }
+        Ok(End::Interrupted) => INTERRUPTED,
+        Err(error) => {
+            eprintln!("error: the KVM bench: {error:#}");
+            BENCH_FAILED
+        }
+    };
+    ExitCode::from(code)
+}
+
+pub(crate) fn try_run(bench: &Bench) -> Result<End> {
+    packages::provide(&[QEMU, BUSYBOX])?;
+    let kernel = find_kernel()?;
+    let folder = Folder::new(bench.share.as_deref())?;
+    let session = Session::new(&bench.command, folder.share())?;
+    let Some(kernel) = kernel else {
+        eprintln!("this machine's KVM runs stock kernels: no bench is needed");
+        let mut command = session.command();
+        let status = command.status();
+        let status = status.with_context(|| format!("cannot run {}", display(&command)))?;
+        return Ok(End::Exited(shell_status(status)));
+    };
+    folder.write_control(&session.script())?;
+    let mut qemu = machine::command(bench, &kernel, &folder)?;
+    let child = qemu
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start QEMU")?;
+    watch::watch(child, &folder, Duration::from_secs(bench.timeout))
+}
+
+/// What to boot; `None` where that is not necessary.
+fn find_kernel() -> Result<Option<Kernel>> {
+    let package = ["--package", "capsa-testing", "--bin", "level1"];
+    check(cargo(["build", "--locked", "--quiet"])?.args(package))?;
+    let text = output(&mut workspace::command(debug_folder()?.join("level1"))?)?;
+    Kernel::parse(&text)
+}
+
+/// A status as a shell has it in `$?`.
+fn shell_status(status: std::process::ExitStatus) -> u8 {
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(BENCH_FAILED)
+}
