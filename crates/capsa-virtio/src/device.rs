@@ -10,9 +10,9 @@ use crate::wait_set::WaitSet;
 /// A device as the transport and the worker see it.
 ///
 /// The transport asks for the constants at any time. The rest is called on the device's worker
-/// thread, from [`activate`](Self::activate) to [`reset`](Self::reset), one call at a time: a device
-/// needs no lock. None of the calls may wait for the guest or for a peer; a disk may wait for the
-/// host's storage.
+/// thread, from [`activate`](Self::activate) on; [`reset`](Self::reset) by whoever ended that
+/// thread. It is one call at a time: a device needs no lock. None of the calls may wait for the
+/// guest or for a peer; a disk may wait for the host's storage.
 pub trait VirtioDevice: Send {
     /// The device's type: constant.
     fn device_type(&self) -> DeviceType;
@@ -38,7 +38,7 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, features: u64, wait: &Arc<WaitSet>) -> io::Result<()>;
 
     /// Queue `index` may hold new buffers. Also called once for each enabled queue after
-    /// [`activate`](Self::activate). May be called without any.
+    /// [`activate`](Self::activate), and after a pause. May be called without any.
     ///
     /// # Errors
     ///
@@ -46,7 +46,8 @@ pub trait VirtioDevice: Send {
     /// stops calling and sets `DEVICE_NEEDS_RESET` (2.1.2).
     fn queue_ready(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<(), DriverFault>;
 
-    /// A descriptor that was added to the wait set under `token` is ready.
+    /// A descriptor that was added to the wait set under `token` is ready, or was when the worker
+    /// woke up: a device that removes one is still told of it once.
     ///
     /// # Errors
     ///

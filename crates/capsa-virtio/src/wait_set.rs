@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::epoll;
 use rustix::event::{Timespec, epoll::EventFlags};
 
+/// Tokens from here on are the worker's own.
+pub const FIRST_RESERVED_TOKEN: u32 = 0xffff_0000;
+
 /// What a descriptor is waited for. An error or the other side's end is told in any case: a
 /// descriptor that is to be left alone is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,13 +52,27 @@ impl WaitSet {
         })
     }
 
-    /// Waits for `descriptor` from now on.
+    /// Waits for `descriptor` from now on. A device's tokens are its own choice, below
+    /// [`FIRST_RESERVED_TOKEN`].
     ///
     /// # Errors
     ///
-    /// It is in the set already, cannot be waited for (a file), or the user's limit of watched
-    /// descriptors is reached.
+    /// It is in the set already, cannot be waited for (a file), the user's limit of watched
+    /// descriptors is reached, or the token is a reserved one.
     pub fn add(&self, descriptor: impl AsFd, token: u32, readiness: Readiness) -> io::Result<()> {
+        if token >= FIRST_RESERVED_TOKEN {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.add_any(descriptor, token, readiness)
+    }
+
+    /// The same for any token.
+    pub(crate) fn add_any(
+        &self,
+        descriptor: impl AsFd,
+        token: u32,
+        readiness: Readiness,
+    ) -> io::Result<()> {
         let data = epoll::EventData::new_u64(token.into());
         Ok(epoll::add(
             &self.epoll,
