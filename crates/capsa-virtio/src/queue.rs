@@ -1,10 +1,11 @@
 //! A virtqueue as a device uses it: the rings, the memory they lie in, and the interrupt.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::device::DriverFault;
 use crate::interrupt::Interrupt;
@@ -24,8 +25,8 @@ pub struct Virtqueue {
     queue: Queue,
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
-    /// Chains were given back since the last signal.
-    used: bool,
+    /// The used ring's index at the last signal.
+    signalled: u16,
     /// Set while the device's worker is asked to stop.
     halt: Arc<AtomicBool>,
 }
@@ -35,10 +36,10 @@ impl Virtqueue {
     pub fn new(index: u16, queue: Queue, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Self {
         Self {
             index,
+            signalled: queue.next_used(),
             queue,
             memory,
             interrupt,
-            used: false,
             halt: Arc::default(),
         }
     }
@@ -78,9 +79,32 @@ impl Virtqueue {
     ///
     /// The used ring cannot be written.
     pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), DriverFault> {
-        self.queue.add_used(&*self.memory, head, written)?;
-        self.used = true;
-        Ok(())
+        Ok(self.queue.add_used(&*self.memory, head, written)?)
+    }
+
+    /// Gives several chains back, each as [`push_used`](Self::push_used) does, so that the driver
+    /// sees all of them at once. For what spans several, like a frame in merged buffers: a driver
+    /// that saw only the first would take the others for missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`push_used`](Self::push_used).
+    pub fn push_used_together(&mut self, chains: &[(u16, u32)]) -> Result<(), DriverFault> {
+        let Some((&(head, written), others)) = chains.split_last() else {
+            return Ok(());
+        };
+        let mut next = self.queue.next_used();
+        for &(head, written) in others {
+            let slot = 4 + 8 * u64::from(next % self.queue.size());
+            let entry = [u32::from(head).to_le(), written.to_le()];
+            self.memory
+                .write_obj(entry, address(self.queue.used_ring(), slot)?)
+                .map_err(Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        // The index is written behind the last one, and says that those before are there too.
+        self.queue.set_next_used(next);
+        self.push_used(head, written)
     }
 
     /// Interrupts the driver for the chains given back since the last call, unless it asked not to
@@ -90,10 +114,33 @@ impl Virtqueue {
     ///
     /// The available ring cannot be read.
     pub fn signal(&mut self) -> Result<(), DriverFault> {
-        if std::mem::take(&mut self.used) && self.queue.needs_notification(&*self.memory)? {
+        let used = self.queue.next_used();
+        let before = std::mem::replace(&mut self.signalled, used);
+        if used != before && self.wants_interrupt(before, used)? {
             self.interrupt.queue(self.index);
         }
         Ok(())
+    }
+
+    /// Whether the driver wants to know that the used ring's index went from `before` to `used`.
+    /// (`Queue::needs_notification` knows the event index only.)
+    fn wants_interrupt(&self, before: u16, used: u16) -> Result<bool, DriverFault> {
+        // The driver writes its wish and then looks at the index, this is the other way round: one
+        // of the two sees what the other wrote.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        if !self.queue.event_idx_enabled() {
+            let flags: u16 = self.load(address(ring, 0)?)?;
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let event: u16 = self.load(address(ring, 4 + 2 * u64::from(self.queue.size()))?)?;
+        let passed = used.wrapping_sub(event).wrapping_sub(1);
+        Ok(passed < used.wrapping_sub(before))
+    }
+
+    fn load(&self, address: GuestAddress) -> Result<u16, DriverFault> {
+        let value = self.memory.load(address, Ordering::Relaxed);
+        Ok(value.map(u16::from_le).map_err(Error::GuestMemory)?)
     }
 
     /// Interrupts the driver because the device changed its configuration space.
@@ -132,9 +179,87 @@ impl Virtqueue {
         &self.memory
     }
 
+    /// How many descriptors the queue has, which is also how many chains at most.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Whether the driver enabled this queue.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.queue.ready()
+    }
+}
+
+fn address(base: u64, offset: u64) -> Result<GuestAddress, Error> {
+    let address = base.checked_add(offset).ok_or(Error::AddressOverflow)?;
+    Ok(GuestAddress(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::devices::driver_ring::{DATA, Loose};
+
+    /// Offers and gives back `count` chains and returns how many interrupts that made.
+    fn interrupts(loose: &mut Loose, count: usize) -> usize {
+        let before = loose.interrupts();
+        for _ in 0..count {
+            loose.ring.offer(&[(DATA, 1, true)]);
+        }
+        for _ in 0..count {
+            let head = loose.queue.pop().unwrap().unwrap().head_index();
+            loose.queue.push_used(head, 1).unwrap();
+        }
+        loose.queue.signal().unwrap();
+        loose.queue.signal().unwrap();
+        loose.interrupts() - before
+    }
+
+    #[test]
+    fn a_batch_is_one_interrupt_and_none_is_none() {
+        for event_index in [false, true] {
+            let mut loose = Loose::new(8, event_index);
+            for count in [1, 0, 3, 0, 8, 1] {
+                assert_eq!(interrupts(&mut loose, count), count.min(1));
+                assert_eq!(loose.ring.used().len(), count);
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_that_wants_no_interrupt_gets_none() {
+        let mut loose = Loose::new(8, false);
+        loose.ring.set_flags(1);
+        assert_eq!(interrupts(&mut loose, 2), 0);
+        loose.ring.set_flags(0);
+        assert_eq!(interrupts(&mut loose, 1), 1);
+
+        // The event index: only when the third chain is given back.
+        let mut loose = Loose::new(8, true);
+        loose.ring.set_event(2);
+        assert_eq!(interrupts(&mut loose, 2), 0);
+        assert_eq!(interrupts(&mut loose, 1), 1);
+        assert_eq!(interrupts(&mut loose, 2), 0);
+    }
+
+    #[test]
+    fn chains_given_back_together_are_all_in_the_ring() {
+        let mut loose = Loose::new(4, true);
+        for round in 0..10 {
+            let count = 1 + round % 4;
+            let heads: Vec<_> = (0..count)
+                .map(|_| loose.ring.offer(&[(DATA, 1, true)]))
+                .collect();
+            for _ in 0..count {
+                loose.queue.pop().unwrap().unwrap();
+            }
+            let chains: Vec<_> = heads.into_iter().zip(100..).collect();
+            let before = loose.interrupts();
+            loose.queue.push_used_together(&chains).unwrap();
+            loose.queue.signal().unwrap();
+            assert_eq!(loose.ring.used(), chains);
+            assert_eq!(loose.interrupts(), before + 1);
+        }
     }
 }

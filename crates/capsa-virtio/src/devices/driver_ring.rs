@@ -64,14 +64,14 @@ impl DriverRing {
         (self.available_ring() + 6 + 2 * u64::from(self.size)).next_multiple_of(4)
     }
 
-    fn queue(&self) -> Queue {
+    fn queue(&self, event_index: bool) -> Queue {
         let [descriptors, available, used] = [self.base, self.available_ring(), self.used_ring()]
             .map(|address| u32::try_from(address).ok());
         let mut queue = Queue::new(self.size).unwrap();
         queue.set_desc_table_address(descriptors, None);
         queue.set_avail_ring_address(available, None);
         queue.set_used_ring_address(used, None);
-        queue.set_event_idx(true);
+        queue.set_event_idx(event_index);
         queue.set_ready(true);
         queue
     }
@@ -120,12 +120,20 @@ impl DriverRing {
             used.push((head, written));
             self.seen = self.seen.wrapping_add(1);
         }
-        // The next chain given back is to be told.
-        self.write(
-            self.available_ring() + 4 + 2 * u64::from(self.size),
-            &index.to_le_bytes(),
-        );
+        self.set_event(index);
         used
+    }
+
+    /// Wants an interrupt when the device gives back the chain after this many.
+    pub(crate) fn set_event(&self, used: u16) {
+        let event = self.available_ring() + 4 + 2 * u64::from(self.size);
+        self.write(event, &used.to_le_bytes());
+    }
+
+    /// Sets the flags of the available ring.
+    #[cfg(test)]
+    pub(crate) fn set_flags(&self, flags: u16) {
+        self.write(self.available_ring(), &flags.to_le_bytes());
     }
 
     fn write(&self, address: u64, bytes: &[u8]) {
@@ -174,7 +182,7 @@ impl<D: VirtioDevice> Bench<D> {
             .collect();
         let queue = |(index, ring): (u16, &DriverRing)| {
             let interrupt: Arc<dyn Interrupt> = Arc::<Interrupts>::clone(&interrupts);
-            Virtqueue::new(index, ring.queue(), Arc::clone(&memory), interrupt)
+            Virtqueue::new(index, ring.queue(true), Arc::clone(&memory), interrupt)
         };
         let queues = (0..).zip(&rings).map(queue).collect();
         let wait = Arc::new(WaitSet::new().unwrap());
@@ -247,6 +255,34 @@ impl<D: VirtioDevice> Bench<D> {
     /// How many interrupts there were because the configuration changed.
     pub(crate) fn config_interrupts(&self) -> usize {
         self.interrupts.config.load(Ordering::Relaxed)
+    }
+}
+
+/// A queue of no device, for the tests of the queue itself.
+#[cfg(test)]
+pub(crate) struct Loose {
+    pub(crate) ring: DriverRing,
+    pub(crate) queue: Virtqueue,
+    interrupts: Arc<Interrupts>,
+}
+
+#[cfg(test)]
+impl Loose {
+    pub(crate) fn new(size: u16, event_index: bool) -> Self {
+        let regions = [(GuestAddress(0), 0x10_0000)];
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&regions).unwrap());
+        let ring = DriverRing::new(Arc::clone(&memory), 0x4000, size);
+        let interrupts = Arc::new(Interrupts::default());
+        let interrupt: Arc<dyn Interrupt> = Arc::<Interrupts>::clone(&interrupts);
+        Self {
+            queue: Virtqueue::new(0, ring.queue(event_index), memory, interrupt),
+            ring,
+            interrupts,
+        }
+    }
+
+    pub(crate) fn interrupts(&self) -> usize {
+        self.interrupts.queue.load(Ordering::Relaxed)
     }
 }
 

@@ -5,7 +5,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 #[cfg(any(test, feature = "fuzzing"))]
-mod driver_ring;
+pub(crate) mod driver_ring;
 pub mod net;
 pub mod rng;
 pub mod vsock;
