@@ -23,6 +23,8 @@ pub mod interrupt;
 mod notification;
 pub mod pci;
 pub mod queue;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod raw_driver;
 pub mod wait_set;
 pub mod wake;
 pub mod watch;

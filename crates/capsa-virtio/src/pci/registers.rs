@@ -24,12 +24,12 @@ use vm_memory::GuestAddress;
 use super::msix::{Interrupts, NO_VECTOR};
 use crate::queue::{Memory, Virtqueue};
 
-const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
-const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
-const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
-const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
-const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
-const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
+const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE.to_le_bytes()[0];
+const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER.to_le_bytes()[0];
+const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK.to_le_bytes()[0];
+const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK.to_le_bytes()[0];
+const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET.to_le_bytes()[0];
+const FAILED: u8 = VIRTIO_CONFIG_S_FAILED.to_le_bytes()[0];
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -262,12 +262,13 @@ impl Registers {
     ) -> Effect {
         match (start, data) {
             (_, &[a, b, c, d, e, f, g, h])
-                if (offset::QUEUE_DESCRIPTORS..SIZE).contains(&start) && start % 8 == 0 =>
+                if (offset::QUEUE_DESCRIPTORS..SIZE).contains(&start)
+                    && start.is_multiple_of(8) =>
             {
                 self.write_address(start, [a, b, c, d]);
                 self.write_address(start + 4, [e, f, g, h]);
             }
-            (offset::QUEUE_DESCRIPTORS..SIZE, &[a, b, c, d]) if start % 4 == 0 => {
+            (offset::QUEUE_DESCRIPTORS..SIZE, &[a, b, c, d]) if start.is_multiple_of(4) => {
                 self.write_address(start, [a, b, c, d]);
             }
             (_, &[a, b, c, d]) => self.write_feature(start, u32::from_le_bytes([a, b, c, d])),
