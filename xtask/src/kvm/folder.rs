@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::session::quote;
 use crate::workspace::target_folder;
@@ -58,25 +58,17 @@ impl Folder {
         lock.lock()?;
         fs::create_dir(path.join("control"))?;
         let share = match share {
-            Some(share) => share
-                .canonicalize()
-                .with_context(|| format!("the share {}", share.display()))?,
+            Some(share) => share.to_owned(),
             None => path.join("share"),
         };
-        let folder = Self {
+        let share = fs::create_dir_all(&share)
+            .and_then(|()| share.canonicalize())
+            .with_context(|| format!("the share {}", share.display()))?;
+        Ok(Self {
             path,
             share,
             _lock: lock,
-        };
-        if !folder.share.exists() {
-            fs::create_dir(&folder.share)?;
-        }
-        ensure!(
-            folder.share.is_dir(),
-            "{} is no folder",
-            folder.share.display()
-        );
-        Ok(folder)
+        })
     }
 
     /// The folder that the command can write to.

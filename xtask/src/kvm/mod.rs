@@ -13,7 +13,7 @@
 //! watch.rs      streams the output, and ends a bench that hangs
 //! ```
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -86,7 +86,8 @@ pub(crate) fn run(bench: &Bench) -> ExitCode {
 
 pub(crate) fn try_run(bench: &Bench) -> Result<End> {
     packages::provide(&[QEMU, BUSYBOX])?;
-    let kernel = find_kernel()?;
+    let level1 = build_level1()?;
+    let kernel = Kernel::parse(&output(&mut workspace::command(&level1)?)?)?;
     let folder = Folder::new(bench.share.as_deref())?;
     let session = Session::new(&bench.command, folder.share())?;
     let Some(kernel) = kernel else {
@@ -96,7 +97,8 @@ pub(crate) fn try_run(bench: &Bench) -> Result<End> {
         let status = status.with_context(|| format!("cannot run {}", display(&command)))?;
         return Ok(End::Exited(shell_status(status)));
     };
-    folder.write_control(&session.script())?;
+    let ready = [level1.as_os_str(), OsStr::new("wait")];
+    folder.write_control(&session.script(&ready))?;
     let mut qemu = machine::command(bench, &kernel, &folder)?;
     let child = qemu
         .stdin(Stdio::null())
@@ -107,12 +109,11 @@ pub(crate) fn try_run(bench: &Bench) -> Result<End> {
     watch::watch(child, &folder, Duration::from_secs(bench.timeout))
 }
 
-/// What to boot; `None` where that is not necessary.
-fn find_kernel() -> Result<Option<Kernel>> {
+/// Builds the program that knows about KVM, here and in the guest.
+fn build_level1() -> Result<PathBuf> {
     let package = ["--package", "capsa-testing", "--bin", "level1"];
     check(cargo(["build", "--locked", "--quiet"])?.args(package))?;
-    let text = output(&mut workspace::command(debug_folder()?.join("level1"))?)?;
-    Kernel::parse(&text)
+    Ok(debug_folder()?.join("level1"))
 }
 
 /// A status as a shell has it in `$?`.

@@ -71,11 +71,13 @@ impl Session {
         command
     }
 
-    /// The command as a script for the guest's shell, which turns into it.
-    pub(super) fn script(&self) -> Vec<u8> {
+    /// The command as a script for the guest's shell, which turns into it once `ready`, in the same
+    /// environment, says that KVM works.
+    pub(super) fn script(&self, ready: &[&OsStr]) -> Vec<u8> {
         let mut script = b"cd ".to_vec();
         quote(&mut script, self.folder.as_os_str());
-        script.extend(b" || exit 125\nexec env -i");
+        script.extend(b" || exit 125");
+        script.extend(b"\nset --");
         for (name, value) in &self.environment {
             let mut assignment = name.clone();
             assignment.push("=");
@@ -83,10 +85,10 @@ impl Session {
             script.push(b' ');
             quote(&mut script, &assignment);
         }
-        for word in &self.argv {
-            script.push(b' ');
-            quote(&mut script, word);
-        }
+        script.extend(b"\nenv -i \"$@\"");
+        quote_all(&mut script, ready.iter().copied());
+        script.extend(b" || exit 125\nexec env -i \"$@\"");
+        quote_all(&mut script, self.argv.iter().map(OsString::as_os_str));
         script.push(b'\n');
         script
     }
@@ -96,6 +98,13 @@ fn is_kept(name: &OsStr) -> bool {
     let name = name.as_bytes();
     let begins = |prefix: &&str| name.starts_with(prefix.as_bytes());
     KEPT.iter().any(|kept| name == kept.as_bytes()) || KEPT_PREFIXES.iter().any(begins)
+}
+
+fn quote_all<'a>(script: &mut Vec<u8>, words: impl IntoIterator<Item = &'a OsStr>) {
+    for word in words {
+        script.push(b' ');
+        quote(script, word);
+    }
 }
 
 /// Appends `word` so that a shell takes it as one, as it is.
@@ -133,11 +142,13 @@ mod tests {
             shell.output().unwrap().stdout
         };
         let expected = [&odd[..], b"||it's\n"].concat();
-        assert_eq!(run(&session.script()), expected);
+        let ready = |program| [OsStr::new(program)];
+        assert_eq!(run(&session.script(&ready("true"))), expected);
+        assert_eq!(run(&session.script(&ready("false"))), b"");
         assert_eq!(session.command().output().unwrap().stdout, expected);
 
         let session = Session::new(&["env".into()], Path::new("/a share")).unwrap();
-        let environment = String::from_utf8(run(&session.script())).unwrap();
+        let environment = String::from_utf8(run(&session.script(&ready("true")))).unwrap();
         assert!(environment.contains("CAPSA_BENCH_SHARE=/a share\n"));
     }
 

@@ -19,7 +19,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How often is looked whether something has happened.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How much of the guest's console stands in an error.
-const CONSOLE_LINES: usize = 25;
+const CONSOLE_LINES: usize = 50;
 
 /// How a command in the bench ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
