@@ -19,6 +19,8 @@
 pub mod config_space;
 pub mod device;
 pub mod devices;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod echo;
 pub mod interrupt;
 mod notification;
 pub mod pci;
@@ -28,7 +30,7 @@ pub mod raw_driver;
 pub mod wait_set;
 pub mod wake;
 pub mod watch;
-pub mod worker;
+mod worker;
 
 pub use config_space::ConfigSpace;
 pub use device::{DeviceType, DriverFault, VirtioDevice};

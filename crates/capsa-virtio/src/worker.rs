@@ -38,7 +38,7 @@ const STOP_TOKEN: u32 = u32::MAX;
 const STACK_SIZE: usize = 256 * 1024;
 
 /// A device and the queues that a driver has set up for it: what a worker works on.
-pub struct Work {
+pub(crate) struct Work {
     device: Box<dyn VirtioDevice>,
     queues: Vec<Virtqueue>,
     notifications: Arc<[Notification]>,
@@ -152,7 +152,7 @@ struct Stop {
 }
 
 /// A running thread. Stopped when dropped.
-pub struct Worker {
+pub(crate) struct Worker {
     stop: Stop,
     /// None after the stop.
     thread: Option<JoinHandle<Work>>,
