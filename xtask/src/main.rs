@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::nextest::Counts;
+
 mod bench;
 mod fuzz;
 mod kvm;
@@ -43,6 +45,11 @@ enum Command {
     /// Runs a command where KVM runs stock kernels: here, else in a level-1 guest with this
     /// machine's files.
     Kvm(kvm::Bench),
+    /// Runs the tests that need a KVM which runs stock kernels, as `kvm` does.
+    KvmTest {
+        /// Only tests with one of these in their names.
+        names: Vec<String>,
+    },
     /// Compares Capsa with a QEMU started by hand; prints a table.
     Bench {
         /// How often each is measured.
@@ -89,6 +96,12 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run { args } => run::run(&args)?,
         Command::Test => return test::run(),
         Command::Kvm(bench) => return Ok(kvm::run(&bench)),
+        Command::KvmTest { names } => {
+            tools::provide(tools::NEXTEST)?;
+            let mut counts = Counts::default();
+            kvm::run_tests(&mut counts, &names)?;
+            eprintln!("{counts}");
+        }
         Command::Bench { pairs, json } => bench::run(pairs, json.as_deref())?,
         Command::Soak { cycles, seed } => soak::run(cycles, seed)?,
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,

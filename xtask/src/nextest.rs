@@ -4,7 +4,9 @@
 //! each of them has to be in the runner's report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::{fmt, fs};
 
@@ -48,41 +50,120 @@ impl fmt::Display for Counts {
 /// A test: the runner's name of its program, and its own.
 type Test = (String, String);
 
-/// Runs every test, and adds what became of them to `counts`.
+/// Runs every test but those for [`Suite::in_bench`], and adds what became of them to `counts`.
 ///
 /// # Errors
 ///
 /// A test failed, or did not run though it should have: those with a VM above all.
 pub(crate) fn run(counts: &mut Counts) -> Result<()> {
-    let vm_tests = list(&["--filterset", VM_TESTS])?;
-    let wanted = list(&[])?;
-    let known = list(&["--run-ignored", "all"])?;
-
-    let report = target_folder()?.join("nextest/default/junit.xml");
-    // One of an earlier run must not pass for the report of this one.
-    match fs::remove_file(&report) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).context(format!("cannot remove {}", report.display()));
-        }
-        _ => {}
-    }
+    let suite = Suite::of("default", &[])?;
+    let vm_tests = suite.list(&["--filterset", VM_TESTS])?;
+    ensure!(!vm_tests.is_empty(), "there is no test with a VM");
     let mut command = cargo(["nextest", "run", "--no-fail-fast"])?;
     let status = command.args(EVERYTHING).stdin(Stdio::null()).status()?;
-    let text = fs::read_to_string(&report)
-        .with_context(|| format!("{}: {status}, and no report", display(&command)))?;
-    let outcomes = outcomes(&text)?;
-    *counts += count(&known, &outcomes);
-
-    ensure!(!vm_tests.is_empty(), "there is no test with a VM");
-    let absent: Vec<_> = vm_tests
-        .union(&wanted)
-        .filter(|test| !outcomes.contains_key(*test))
-        .map(|(program, name)| format!("{program} {name}"))
-        .collect();
-    ensure!(absent.is_empty(), "did not run: {}", absent.join(", "));
-    ensure!(status.success(), "{}: {status}", display(&command));
+    suite.check(counts, status.success())?;
     eprintln!("{} of these tests ran a VM", vm_tests.len());
     Ok(())
+}
+
+/// The tests of a profile in `.config/nextest.toml`.
+pub(crate) struct Suite {
+    profile: &'static str,
+    /// Parts of the names of tests; empty for all.
+    names: Vec<String>,
+    wanted: BTreeSet<Test>,
+    /// Those that are wanted, and those that say that they are not to be run.
+    known: BTreeSet<Test>,
+}
+
+impl Suite {
+    fn of(profile: &'static str, names: &[String]) -> Result<Self> {
+        let mut suite = Self {
+            profile,
+            names: names.to_vec(),
+            wanted: BTreeSet::new(),
+            known: BTreeSet::new(),
+        };
+        suite.wanted = suite.list(&[])?;
+        suite.known = suite.list(&["--run-ignored", "all"])?;
+        ensure!(
+            !suite.wanted.is_empty(),
+            "profile {profile} has no such tests"
+        );
+        // The report of an earlier run must not pass for the one of this run.
+        let report = suite.report()?;
+        match fs::remove_file(&report) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context(format!("cannot remove {}", report.display()))
+            }
+            _ => Ok(suite),
+        }
+    }
+
+    /// The tests that need a KVM which runs stock kernels; those with one of `names` in theirs,
+    /// unless it is empty.
+    pub(crate) fn in_bench(names: &[String]) -> Result<Self> {
+        Self::of("bench", names)
+    }
+
+    fn list(&self, choice: &[&str]) -> Result<BTreeSet<Test>> {
+        let mut list = cargo(["nextest", "list", "--message-format", "oneline"])?;
+        list.args(["--profile", self.profile]).args(EVERYTHING);
+        listed(&output(list.args(choice).args(&self.names))?)
+    }
+
+    /// The folder in which the runner leaves its report.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        Ok(target_folder()?.join("nextest").join(self.profile))
+    }
+
+    fn report(&self) -> Result<PathBuf> {
+        Ok(self.folder()?.join("junit.xml"))
+    }
+
+    /// The runner's arguments for running these tests without cargo, from programs that are built.
+    /// Writes two files into `folder` for it.
+    pub(crate) fn run_built(&self, folder: &Path) -> Result<Vec<OsString>> {
+        let mut list = cargo(["nextest", "list", "--list-type", "binaries-only"])?;
+        let binaries = output(list.args(["--message-format", "json"]).args(EVERYTHING))?;
+        let mut metadata = cargo(["metadata", "--locked", "--all-features"])?;
+        let metadata = output(metadata.args(["--format-version", "1"]))?;
+        let words = ["cargo-nextest", "nextest", "run", "--no-fail-fast"];
+        let mut words: Vec<OsString> = words.map(OsString::from).to_vec();
+        words.extend(["--profile", self.profile].map(OsString::from));
+        for (option, name, text) in [
+            ("--binaries-metadata", "binaries.json", binaries),
+            ("--cargo-metadata", "cargo.json", metadata),
+        ] {
+            let path = folder.join(name);
+            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            words.extend([option.into(), path.into()]);
+        }
+        words.extend(self.names.iter().map(OsString::from));
+        Ok(words)
+    }
+
+    /// Adds to `counts` what the runner reports.
+    ///
+    /// # Errors
+    ///
+    /// A test failed or is not in the report, there is no report, or the runner had no success.
+    pub(crate) fn check(&self, counts: &mut Counts, success: bool) -> Result<()> {
+        let path = self.report()?;
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("the test runner left no report {}", path.display()))?;
+        let outcomes = outcomes(&text)?;
+        *counts += count(&self.known, &outcomes);
+        let absent: Vec<_> = self
+            .wanted
+            .iter()
+            .filter(|test| !outcomes.contains_key(*test))
+            .map(|(program, name)| format!("{program} {name}"))
+            .collect();
+        ensure!(absent.is_empty(), "did not run: {}", absent.join(", "));
+        ensure!(success, "the test runner failed");
+        Ok(())
+    }
 }
 
 /// Runs the examples in the documentation, and adds what became of them to `counts`.
@@ -111,15 +192,6 @@ pub(crate) fn run_doc_tests(counts: &mut Counts) -> Result<()> {
     ensure!(status.success(), "{}: {status}", display(&command));
     ensure!(found != Counts::default(), "there is no doc test");
     Ok(())
-}
-
-fn list(choice: &[&str]) -> Result<BTreeSet<Test>> {
-    let text = output(
-        cargo(["nextest", "list", "--message-format", "oneline"])?
-            .args(EVERYTHING)
-            .args(choice),
-    )?;
-    listed(&text)
 }
 
 /// Reads `nextest list --message-format oneline`.

@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
+use crate::kvm;
 use crate::nextest::{self, Counts, EVERYTHING};
 use crate::packages::{self, ARCHIVERS, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
 use crate::step::Steps;
@@ -54,6 +55,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         });
     }
     steps.check("tests", || nextest::run(&mut counts));
+    steps.check("tests with KVM", || kvm::run_tests(&mut counts, &[]));
     steps.check("doc tests", || nextest::run_doc_tests(&mut counts));
     steps.check("dependencies", check_dependencies);
 

@@ -10,12 +10,18 @@ use crate::images;
 /// machine that runs much else beside it, and only a test that fails waits so long.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
+/// A variable with words for the kernel line of every [`kit_vm`]. `cargo xtask kvm` sets it where
+/// KVM is emulated, to save guests what costs the most there.
+const CMDLINE_VARIABLE: &str = "CAPSA_TEST_CMDLINE";
+
 /// A builder for the guest kit on a backend, with a console.
 pub fn kit_vm(backend: BackendChoice) -> LinuxVmBuilder {
     let kit = images::kit();
+    let more = std::env::var(CMDLINE_VARIABLE).unwrap_or_default();
     Capsa::with_backend(backend)
         .vm(LinuxBoot::new(&kit.kernel).initrd(&kit.initramfs))
         .memory_mb(256)
+        .cmdline_args(more.split_whitespace())
         .console_enabled()
 }
 

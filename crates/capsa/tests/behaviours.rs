@@ -2,3 +2,20 @@
 //! machine on which a backend does not work fails.
 
 capsa_testing::behaviours!(vm_qemu, capsa::BackendChoice::Qemu);
+
+// QEMU on KVM. Not run by `cargo nextest run`, as few machines have a KVM that runs stock kernels:
+// `cargo xtask test` sees to one.
+capsa_testing::behaviours!(vm_qemu_kvm, capsa::BackendChoice::Qemu);
+
+mod vm_kvm_is_there {
+    use capsa::Accelerator;
+
+    /// Otherwise the tests above would pass and prove nothing about KVM.
+    #[test]
+    fn every_backend_uses_it() {
+        for status in capsa::backends() {
+            let info = status.info.expect("the backend works");
+            assert_eq!(info.accelerator, Accelerator::Kvm, "{info}");
+        }
+    }
+}

@@ -10,6 +10,7 @@
 //! folder.rs     what a running bench keeps on this machine, and its removal
 //! machine.rs    QEMU's command line
 //! supervise.sh  the guest's first process, once it has this machine's files
+//! tests.rs      runs the tests that need KVM
 //! watch.rs      streams the output, and ends a bench that hangs
 //! ```
 
@@ -27,11 +28,13 @@ use crate::workspace::{self, cargo, check, debug_folder, display, output};
 mod folder;
 mod machine;
 mod session;
+mod tests;
 mod watch;
 
 use folder::Folder;
 use machine::Kernel;
 use session::Session;
+pub(crate) use tests::run as run_tests;
 use watch::End;
 
 /// The status when the bench itself fails; the command's own status is passed on. As with
@@ -84,7 +87,7 @@ pub(crate) fn run(bench: &Bench) -> ExitCode {
     ExitCode::from(code)
 }
 
-pub(crate) fn try_run(bench: &Bench) -> Result<End> {
+fn try_run(bench: &Bench) -> Result<End> {
     packages::provide(&[QEMU, BUSYBOX])?;
     let level1 = build_level1()?;
     let kernel = Kernel::parse(&output(&mut workspace::command(&level1)?)?)?;
