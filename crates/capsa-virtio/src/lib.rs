@@ -21,12 +21,17 @@ pub mod device;
 pub mod devices;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod echo;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod interrupt;
 mod notification;
 pub mod pci;
 pub mod queue;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod raw_driver;
+#[cfg(any(test, feature = "fuzzing"))]
+mod script;
 pub mod wait_set;
 pub mod wake;
 pub mod watch;

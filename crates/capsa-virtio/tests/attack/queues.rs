@@ -26,28 +26,24 @@ fn place(driver: &RawDriver, change: impl FnOnce(&mut RawQueue)) -> RawQueue {
 fn rings_outside_of_memory_are_refused() {
     let (driver, gate) = driver();
     let end = MEMORY as u64;
-    let places: &[(&str, fn(&mut RawQueue, u64), u64)] = &[
-        (
-            "descriptors",
-            |queue, address| queue.descriptors = address,
-            TABLE,
-        ),
-        (
-            "available",
-            |queue, address| queue.available = address,
-            AVAILABLE,
-        ),
-        ("used", |queue, address| queue.used = address, USED),
-    ];
-    for (name, set, length) in places {
+    for (name, length) in [
+        ("descriptors", TABLE),
+        ("available", AVAILABLE),
+        ("used", USED),
+    ] {
+        let set = |queue: &mut RawQueue, address| match name {
+            "descriptors" => queue.descriptors = address,
+            "available" => queue.available = address,
+            _ => queue.used = address,
+        };
         let bad = [
             end,
-            end - length + 16 & !15,
+            (end - length + 16) & !15,
             end + 0x1000,
             1 << 32,
             1 << 63,
-            u64::MAX & !15,
-            u64::MAX - length & !15,
+            !15,
+            (u64::MAX - length) & !15,
             // Not aligned: odd is wrong for all three.
             0x3001,
         ];
@@ -85,7 +81,7 @@ fn rings_at_the_very_end_of_memory_work() {
     let mut ends = [
         place(&driver, |queue| queue.descriptors = end - TABLE),
         place(&driver, |queue| queue.available = end - AVAILABLE),
-        place(&driver, |queue| queue.used = end - USED & !3),
+        place(&driver, |queue| queue.used = (end - USED) & !3),
     ];
     for queue in &mut ends {
         driver.negotiate(u64::MAX);
@@ -186,7 +182,7 @@ fn indirect_tables_of_every_wrong_kind_are_survived() {
         ("a part of a descriptor", inner, 15),
         ("one and a half", inner, 24),
         ("more than can be counted", inner, 16 * 0x1_0000),
-        ("as long as possible", inner, u32::MAX & !15),
+        ("as long as possible", inner, !15),
         ("beyond the end", end, 16),
         ("across the end", end - 8, 16),
         ("at the end of everything", u64::MAX - 7, 16),
