@@ -253,6 +253,15 @@ pub enum StartFailure {
         /// The image.
         path: PathBuf,
     },
+    /// A file that the machine is made of cannot be used.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The kernel, the initial RAM disk or a disk image.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Something on the host was refused.
     #[error("cannot {action}")]
     Host {
@@ -287,6 +296,26 @@ pub enum HypervisorFailure {
     GuestPanicked {
         /// The kernel's own words, escaped; empty when there were none on the console.
         message: String,
+    },
+    /// A vCPU stopped in a way that no guest means: a triple fault, an instruction that the host
+    /// cannot execute, an exit that the monitor does not know.
+    #[error("vCPU {vcpu} cannot go on: {exit}{}", Detail(registers))]
+    Vcpu {
+        /// Which vCPU, from 0.
+        vcpu: u32,
+        /// What happened, in KVM's terms.
+        exit: String,
+        /// The vCPU's registers and the bytes at its instruction pointer, where they could be read.
+        registers: String,
+    },
+    /// The machine itself failed on the host's side.
+    #[error("cannot {action}")]
+    Host {
+        /// What was to be done.
+        action: &'static str,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
     },
     /// The monitor refused a command.
     #[error("the monitor refused {command}: {message}")]

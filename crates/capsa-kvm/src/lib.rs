@@ -1,6 +1,51 @@
-//! Capsa's own use of /dev/kvm.
+//! Capsa's own use of /dev/kvm: the [`probe`] that tells whether it can run a stock kernel, and the
+//! machine monitor behind [`KvmBackend`].
 //!
-//! So far that is the [`probe`]: whether /dev/kvm on this machine can run a stock kernel. Never
-//! mentions an async runtime: what blocks says for how long.
+//! ```text
+//! backend   the backend traits: starts the machine's thread, talks to it by messages
+//! boot      how a machine is made, one recipe
+//! machine   the thread that owns a machine
+//! vcpu      the threads that run the guest, held and stopped at the gate
+//! board     what answers when the guest accesses a port or an address without memory:
+//!           serial, pci, the power button; devices are capsa-virtio's
+//! irq       GSIs, irqfds
+//! arch      what differs between processor architectures
+//! ```
+//!
+//! Never mentions an async runtime: futures wait for channels, what blocks does so in threads.
 
 pub mod probe;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod arch;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod backend;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod board;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod boot;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod doorbell;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod gate;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod irq;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod loader;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod machine;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod memory;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod message;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod pci;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod serial;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod typing;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod vcpu;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub use backend::KvmBackend;

@@ -31,6 +31,8 @@ fn probe_cache() -> Option<PathBuf> {
 /// The backends of this build, the best first.
 pub(crate) fn all() -> Vec<Arc<dyn HypervisorBackend>> {
     vec![
+        #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+        Arc::new(capsa_kvm::KvmBackend::new(probe_cache())),
         #[cfg(all(feature = "qemu", target_os = "linux"))]
         Arc::new(capsa_external::qemu::QemuBackend::new(probe_cache())),
     ]

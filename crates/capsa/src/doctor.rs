@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use capsa_core::backend::BackendKind;
 use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 use serde::Serialize;
 
@@ -104,6 +105,8 @@ pub fn doctor() -> Report {
                 );
                 Requirement::new(name, Finding::Found, detail)
             }
+            // The line about /dev/kvm has said it.
+            Err(refusal) if refusal.backend == BackendKind::Kvm => continue,
             Err(refusal) => {
                 let found = Requirement::new(name, Finding::Missing, refusal.reason);
                 match refusal.hint {

@@ -1,11 +1,24 @@
 //! What every backend must do, run on every backend of this platform. Nothing is skipped: a
 //! machine on which a backend does not work fails.
 
-capsa_testing::behaviours!(vm_qemu, capsa::BackendChoice::Qemu);
+capsa_testing::behaviours!(
+    vm_qemu,
+    capsa::BackendChoice::Qemu,
+    shares,
+    uefi,
+    monitor_process
+);
 
 // QEMU on KVM. Not run by `cargo nextest run`, as few machines have a KVM that runs stock kernels:
 // `cargo xtask test` sees to one.
-capsa_testing::behaviours!(vm_qemu_kvm, capsa::BackendChoice::Qemu);
+capsa_testing::behaviours!(
+    vm_qemu_kvm,
+    capsa::BackendChoice::Qemu,
+    shares,
+    uefi,
+    monitor_process
+);
+capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm);
 
 mod vm_kvm_is_there {
     use capsa::Accelerator;

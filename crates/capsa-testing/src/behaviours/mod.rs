@@ -1,12 +1,15 @@
 //! What every backend must do, written once.
 //!
 //! ```text
-//! capsa_testing::behaviours!(vm_qemu, capsa::BackendChoice::Qemu);
+//! capsa_testing::behaviours!(vm_qemu, capsa::BackendChoice::Qemu, shares, uefi, monitor_process);
 //! ```
 //!
-//! makes a module of tests, one for each behaviour. Each builds its own VM and leaves nothing.
+//! makes a module of tests, one for each behaviour. Each builds its own VM and leaves nothing. After
+//! the backend come the parts that not every backend has; [`claims::are_complete`] is one of the
+//! tests and compares them with what the backend claims.
 
 pub mod boot;
+pub mod claims;
 pub mod console;
 pub mod disks;
 pub mod end;
@@ -16,11 +19,21 @@ pub mod refusals;
 pub mod shares;
 pub mod uefi;
 
-/// Makes a test of every behaviour for one backend.
+/// Makes a test of every behaviour for one backend, and of those of the parts that it names.
 #[macro_export]
 macro_rules! behaviours {
-    ($backend:ident, $choice:expr) => {
-        $crate::behaviours! { @tests $backend, $choice,
+    ($backend:ident, $choice:expr $(, $part:ident)* $(,)?) => {
+        mod $backend {
+            #[test]
+            fn claims_are_complete() {
+                $crate::behaviours::claims::are_complete($choice, &[$(stringify!($part)),*]);
+            }
+            $crate::behaviours! { @every $choice }
+            $($crate::behaviours! { @$part $choice })*
+        }
+    };
+    (@every $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
             boot::boots_to_a_shell,
             boot::the_guest_has_the_cpus_and_the_memory_it_was_given,
             boot::takes_as_many_cpus_as_it_claims,
@@ -46,7 +59,6 @@ macro_rules! behaviours {
             end::the_time_limit_ends_a_vm,
             end::pause_stops_the_guest_and_resume_lets_it_go_on,
             end::a_paused_vm_can_be_stopped_and_killed,
-            end::a_monitor_that_dies_is_a_crash,
             holder::dropping_the_last_handle_kills_in_every_context,
             holder::a_vm_outlives_the_thread_that_started_it,
             holder::the_death_of_the_holder_ends_the_vm_and_leaves_no_file,
@@ -56,24 +68,32 @@ macro_rules! behaviours {
             locks::a_start_is_tried_again_while_a_disk_is_let_go,
             refusals::bad_files_are_named_before_anything_starts,
             refusals::impossible_requests_are_refused_together,
+        }
+    };
+    (@shares $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
             shares::a_writable_share_passes_files_both_ways,
             shares::a_read_only_share_is_not_written,
             shares::nothing_dangerous_reaches_the_host,
+        }
+    };
+    (@uefi $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
             uefi::firmware_boots_a_disk,
             uefi::variables_are_kept_in_their_store,
         }
     };
-    (@tests $backend:ident, $choice:expr, $($part:ident :: $behaviour:ident),* $(,)?) => {
-        mod $backend {
-            $(
-                #[test]
-                fn $behaviour() {
-                    $crate::behaviours::run(|| {
-                        $crate::behaviours::$part::$behaviour($choice)
-                    });
-                }
-            )*
-        }
+    // Backends whose monitor is a process of its own.
+    (@monitor_process $choice:expr) => {
+        $crate::behaviours! { @tests $choice, end::a_monitor_that_dies_is_a_crash }
+    };
+    (@tests $choice:expr, $($part:ident :: $behaviour:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $behaviour() {
+                $crate::behaviours::run(|| $crate::behaviours::$part::$behaviour($choice));
+            }
+        )*
     };
 }
 

@@ -1,0 +1,146 @@
+//! Interrupts: which GSI goes where, and the eventfds that raise them (irqfds).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use capsa_virtio::pci::{MsiMessage, MsiVectors};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::arch;
+
+/// The machine's GSIs: those of the interrupt controller's pins, which are fixed, and those that
+/// devices send messages by, which drivers program.
+pub(crate) struct GsiRoutes {
+    vm: Arc<VmFd>,
+    state: Mutex<State>,
+}
+
+struct State {
+    next: u32,
+    messages: BTreeMap<u32, MsiMessage>,
+}
+
+impl GsiRoutes {
+    /// The routes of a machine whose interrupt controller exists.
+    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
+        Self {
+            vm,
+            state: Mutex::new(State {
+                next: arch::layout::FIRST_MSI_GSI,
+                messages: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// An eventfd that pulses a pin of the interrupt controller.
+    ///
+    /// # Errors
+    ///
+    /// The process has no descriptor left, or KVM refuses.
+    pub(crate) fn line(&self, gsi: u32) -> io::Result<EventFd> {
+        let event = EventFd::new(libc::EFD_CLOEXEC | EFD_NONBLOCK)?;
+        self.vm.register_irqfd(&event, gsi)?;
+        Ok(event)
+    }
+
+    /// The vectors of one device.
+    ///
+    /// # Errors
+    ///
+    /// The process has no descriptor left, or KVM refuses.
+    pub(crate) fn vectors(self: &Arc<Self>, count: u16) -> io::Result<Arc<Vectors>> {
+        let first = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = state.next;
+            state.next += u32::from(count);
+            first
+        };
+        let events: io::Result<Vec<EventFd>> = (first..first + u32::from(count))
+            .map(|gsi| self.line(gsi))
+            .collect();
+        Ok(Arc::new(Vectors {
+            first,
+            events: events?,
+            routes: Arc::clone(self),
+        }))
+    }
+
+    /// Sends `gsi` as `message` from now on; `None`: nowhere.
+    fn program(&self, gsi: u32, message: Option<MsiMessage>) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match message {
+            Some(message) => state.messages.insert(gsi, message),
+            None => state.messages.remove(&gsi),
+        };
+        if before == message {
+            return Ok(());
+        }
+        let mut entries = arch::pin_routes();
+        entries.extend(
+            state
+                .messages
+                .iter()
+                .map(|(gsi, message)| msi_entry(*gsi, *message)),
+        );
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        // Under the lock: two tables in the wrong order would undo one of the changes.
+        Ok(self.vm.set_gsi_routing(&routing)?)
+    }
+}
+
+fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    let [low, high] = [message.address, message.address >> 32]
+        .map(|half| u32::try_from(half & u64::from(u32::MAX)).unwrap_or_default());
+    entry.u.msi = kvm_irq_routing_msi {
+        address_lo: low,
+        address_hi: high,
+        data: message.data,
+        ..Default::default()
+    };
+    entry
+}
+
+/// The MSI-X vectors of one device: an irqfd and a GSI each.
+pub(crate) struct Vectors {
+    first: u32,
+    events: Vec<EventFd>,
+    routes: Arc<GsiRoutes>,
+}
+
+impl MsiVectors for Vectors {
+    fn program(&self, vector: u16, message: Option<MsiMessage>) {
+        if usize::from(vector) >= self.events.len() {
+            return;
+        }
+        if let Err(error) = self.routes.program(self.first + u32::from(vector), message) {
+            tracing::warn!(target: "capsa::kvm", %error, vector, "KVM refused an interrupt's route");
+        }
+    }
+
+    fn trigger(&self, vector: u16) {
+        if let Some(event) = self.events.get(usize::from(vector)) {
+            // Refused only when the counter is full, and then the interrupt is pending.
+            let _ = event.write(1);
+        }
+    }
+}
+
+impl Drop for Vectors {
+    fn drop(&mut self) {
+        for (gsi, event) in (self.first..).zip(&self.events) {
+            // The VM goes too, with everything that is registered with it.
+            let _ = self.routes.vm.unregister_irqfd(event, gsi);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What a backend claims is what its tests run.
+
+use capsa::{BackendChoice, BackendKind, BackendStatus, BootMethod};
+
+/// The parts that a backend's tests name are those that it claims, no more and no fewer.
+pub fn are_complete(choice: BackendChoice, named: &[&str]) {
+    let kind = choice.kind().expect("a backend, not Auto");
+    let status = capsa::backends()
+        .into_iter()
+        .find(|status| status.backend == kind)
+        .expect("this build has the backend");
+    let claimed = claimed_parts(&status);
+    for part in ["shares", "uefi", "monitor_process"] {
+        let (named, claimed) = (named.contains(&part), claimed.contains(&part));
+        assert_eq!(named, claimed, "{kind}: {part}: tested, claimed");
+    }
+}
+
+fn claimed_parts(status: &BackendStatus) -> Vec<&'static str> {
+    let claims = status.capabilities.as_ref().expect("the backend works");
+    let mut parts = Vec::new();
+    if claims.virtio_9p || claims.virtio_fs {
+        parts.push("shares");
+    }
+    if claims.boot_methods.contains(&BootMethod::Uefi) {
+        parts.push("uefi");
+    }
+    // Capsa's own monitor runs in the program's own threads.
+    if status.backend != BackendKind::Kvm {
+        parts.push("monitor_process");
+    }
+    parts
+}
