@@ -150,8 +150,7 @@ impl Connection {
 
     /// None when the guest must not send that.
     fn receive_data(&mut self, length: u32) -> Option<Event> {
-        let room = ROOM - self.received.wrapping_sub(self.forwarded);
-        if length > room || self.guest_ended & SENDS_NO_MORE != 0 {
+        if length > self.believed_room() || self.guest_ended & SENDS_NO_MORE != 0 {
             return None;
         }
         self.received = self.received.wrapping_add(length);
@@ -161,6 +160,11 @@ impl Connection {
         // It was under way when the guest was told.
         self.forwarded = self.received;
         Some(Event::Nothing)
+    }
+
+    /// What the guest knows to be left of the room: what it may send.
+    fn believed_room(&self) -> u32 {
+        ROOM - self.received.wrapping_sub(self.forwarded_told)
     }
 
     fn learn_credit(&mut self, header: &Header) {
@@ -248,10 +252,9 @@ impl Connection {
         if self.host_ended != self.host_ended_told {
             return Some(Op::Shutdown);
         }
-        // What the guest believes to be left of the room. Half of it keeps a sender busy.
-        let believed = ROOM - self.received.wrapping_sub(self.forwarded_told);
-        let news = self.forwarded != self.forwarded_told;
-        if self.update_due || (news && believed < ROOM / 2 && !self.to_host_ended()) {
+        // Half of the room keeps a sender busy until the update arrives.
+        let scarce = self.believed_room() < ROOM / 2 && !self.to_host_ended();
+        if self.update_due || (scarce && self.forwarded != self.forwarded_told) {
             return Some(Op::CreditUpdate);
         }
         let stalled = self.state == State::Established && !self.to_guest_ended();
@@ -276,3 +279,6 @@ impl Connection {
         self.update_due = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

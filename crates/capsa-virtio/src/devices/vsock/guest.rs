@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 
-use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
 use super::Vsock;
+use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
 use crate::device::DriverFault;
 use crate::devices::driver_ring::{Bench, DATA};
 
@@ -72,19 +72,25 @@ impl Guest {
         self.bench.kick(queue)
     }
 
-    /// Sends a packet, if there is a free buffer. Whether there was.
-    pub(super) fn try_send(&mut self, header: &Header, data: &[u8]) -> Result<bool, DriverFault> {
+    /// Makes a packet available, if there is a free buffer. Whether there was.
+    pub(super) fn put(&mut self, header: &Header, data: &[u8]) -> bool {
         let Some(address) = self.free_transmit_buffers.pop_front() else {
-            return Ok(false);
+            return false;
         };
         let bytes = [header.to_bytes(), data.to_vec()].concat();
         self.bench.write(address, &bytes);
         let length = u32::try_from(bytes.len()).unwrap();
         let head = self.bench.rings[TRANSMIT].offer(&[(address, length, false)]);
         self.transmit_buffers[usize::from(head)] = address;
+        true
+    }
+
+    /// Sends a packet, if there is a free buffer. Whether there was.
+    pub(super) fn try_send(&mut self, header: &Header, data: &[u8]) -> Result<bool, DriverFault> {
+        let sent = self.put(header, data);
         self.kick(TRANSMIT)?;
         self.collect();
-        Ok(true)
+        Ok(sent)
     }
 
     pub(super) fn send(&mut self, header: &Header, data: &[u8]) {
@@ -97,8 +103,12 @@ impl Guest {
             let address = self.transmit_buffers[usize::from(head)];
             self.free_transmit_buffers.push_back(address);
         }
-        for (head, written) in self.bench.rings[RECEIVE].used() {
-            let address = self.receive_buffers[usize::from(head)];
+        let used = self.bench.rings[RECEIVE].used();
+        let addresses: Vec<_> = used
+            .iter()
+            .map(|(head, _)| self.receive_buffers[usize::from(*head)])
+            .collect();
+        for (address, (_, written)) in addresses.into_iter().zip(used) {
             let bytes = self.bench.read(address, written as usize);
             let (header, data) = bytes.split_first_chunk().unwrap();
             let header = Header::from_bytes(header);

@@ -32,7 +32,9 @@ pub(super) enum FromHost {
     /// Not now.
     Nothing,
     /// There will be no more. With `closed`, nobody is there any more at all.
-    Ended { closed: bool },
+    Ended {
+        closed: bool,
+    },
 }
 
 impl HostEnd {
@@ -66,6 +68,12 @@ impl HostEnd {
         self.watch.set(&self.stream, wanted);
     }
 
+    /// How much is kept for the program.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn kept(&self) -> usize {
+        self.outbox.len()
+    }
+
     /// Whether the program took all that the guest sent, or never will.
     pub(super) fn is_drained(&self) -> bool {
         self.outbox.is_empty()
@@ -77,7 +85,12 @@ impl HostEnd {
     }
 
     /// Passes `length` bytes of `data` on, or keeps them. Returns how many left.
-    pub(super) fn put(&mut self, data: &mut impl Read, mut length: usize, scratch: &mut [u8]) -> usize {
+    pub(super) fn put(
+        &mut self,
+        data: &mut impl Read,
+        mut length: usize,
+        scratch: &mut [u8],
+    ) -> usize {
         let mut left = 0;
         while length > 0 {
             let count = length.min(scratch.len());
@@ -158,7 +171,10 @@ impl HostEnd {
     fn is_hung_up(&self) -> bool {
         let mut ends = [PollFd::new(&self.stream, PollFlags::empty())];
         let found = poll(&mut ends, Some(&Timespec::default()));
-        found.is_ok() && ends[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+        found.is_ok()
+            && ends[0]
+                .revents()
+                .intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     /// Tells the program that one direction has ended. Again is no fault.

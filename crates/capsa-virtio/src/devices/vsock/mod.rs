@@ -17,6 +17,8 @@
 //! programs, by their sockets that are then no longer read.
 
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod greeting;
 #[cfg(any(test, feature = "fuzzing"))]
 mod guest;
@@ -185,7 +187,10 @@ impl Active {
             if !self.muxer.has_room() {
                 break;
             }
-            match host.accept().and_then(|stream| self.muxer.greet(stream, now)) {
+            match host
+                .accept()
+                .and_then(|stream| self.muxer.greet(stream, now))
+            {
                 Ok(()) => {}
                 Err(error) if is_transient(&error) => break,
                 Err(error) => {
@@ -214,9 +219,9 @@ impl Active {
 
     /// The timer has run out.
     fn expire(&mut self, now: Instant) {
-        // Refused only when it had been set anew meanwhile.
-        let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
-        self.armed = None;
+        if rustix::io::read(&self.timer, &mut [0u8; 8]).is_ok() {
+            self.armed = None;
+        }
         self.muxer.expire(now);
     }
 

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+#[cfg(any(test, feature = "fuzzing"))]
+use super::connection::ROOM;
 use super::connection::{Connection, Event, State};
 use super::greeting::{Greeting, Progress, answer};
 use super::host::Host;
@@ -122,6 +124,49 @@ impl Muxer {
         self.peers.len() < MOST_PEERS
     }
 
+    /// Panics unless every list is what it is said to be.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self) {
+        assert!(self.peers.len() <= MOST_PEERS);
+        assert!(self.refusals.len() < MOST_REFUSALS + MOST_PEERS);
+        for (key, peer) in &self.peers {
+            let count = |list: &VecDeque<usize>| list.iter().filter(|other| **other == key).count();
+            assert_eq!(count(&self.talkers), usize::from(peer.talks));
+            assert_eq!(count(&self.readable), usize::from(peer.readable));
+            let deadline = peer.deadline.map(|deadline| (deadline, key));
+            assert!(deadline.is_none_or(|deadline| self.deadlines.contains(&deadline)));
+            assert!(peer.end.kept() <= ROOM as usize);
+            match &peer.stage {
+                Stage::Greeting(_) => assert!(peer.deadline.is_some()),
+                Stage::Connected(ports, connection) => {
+                    assert_eq!(self.by_ports.get(ports), Some(&key));
+                    assert!(connection.owes().is_none() || peer.talks);
+                    let bounded = connection.state() != State::Established;
+                    assert_eq!(peer.deadline.is_some(), bounded);
+                }
+                Stage::Draining => assert!(peer.end.kept() > 0),
+            }
+        }
+        let connected = |(_, peer): &(usize, &Peer)| matches!(peer.stage, Stage::Connected(..));
+        assert_eq!(
+            self.by_ports.len(),
+            self.peers.iter().filter(connected).count()
+        );
+        assert!(self.talkers.iter().all(|key| self.peers.contains(*key)));
+        assert!(self.readable.iter().all(|key| self.peers.contains(*key)));
+        let bounded = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.deadline.is_some());
+        assert_eq!(self.deadlines.len(), bounded.count());
+    }
+
+    /// How many sockets there are.
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
     /// When [`expire`](Self::expire) is to be called next.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
@@ -137,7 +182,12 @@ impl Muxer {
     }
 
     /// A program asks for the guest's port.
-    pub(super) fn request(&mut self, stream: UnixStream, port: u32, now: Instant) -> io::Result<()> {
+    pub(super) fn request(
+        &mut self,
+        stream: UnixStream,
+        port: u32,
+        now: Instant,
+    ) -> io::Result<()> {
         let key = self.add(stream, Stage::Greeting(Greeting::default()))?;
         self.connect(key, port, now);
         Ok(())
@@ -502,7 +552,8 @@ impl Muxer {
         if let Some(former) = std::mem::replace(&mut peer.deadline, deadline) {
             self.deadlines.remove(&(former, key));
         }
-        self.deadlines.extend(deadline.map(|deadline| (deadline, key)));
+        self.deadlines
+            .extend(deadline.map(|deadline| (deadline, key)));
     }
 
     /// Ends everything at once.

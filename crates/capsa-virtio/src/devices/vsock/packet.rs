@@ -135,7 +135,10 @@ struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (field, rest) = self.0.split_first_chunk().expect("the fields' sizes add up");
+        let (field, rest) = self
+            .0
+            .split_first_chunk()
+            .expect("the fields' sizes add up");
         self.0 = rest;
         *field
     }
@@ -173,7 +176,7 @@ pub(super) struct Space<'m> {
 impl<'m> Space<'m> {
     /// # Errors
     ///
-    /// The chain has no room for a header, or is not in memory.
+    /// The chain has no room for a header and any data, or is not in memory.
     pub(super) fn new(memory: &'m GuestMemoryMmap, chain: Chain) -> Result<Self, DriverFault> {
         let mut missing = SIZE;
         let mut space = Self {
@@ -191,13 +194,13 @@ impl<'m> Space<'m> {
                     .split_at(missing.min(slice.len()))
                     .map_err(virtio_queue::Error::VolatileMemoryError)?;
                 missing -= header.len();
-                space.header.extend((header.len() > 0).then_some(header));
-                space.data.extend((data.len() > 0).then_some(data));
+                space.header.extend((!header.is_empty()).then_some(header));
+                space.data.extend((!data.is_empty()).then_some(data));
             }
         }
-        match missing {
-            0 => Ok(space),
-            _ => Err(DriverFault::Chain("a vsock buffer has no room for a header")),
+        match space.room() {
+            0 => Err(DriverFault::Chain("a vsock buffer has no room for data")),
+            _ => Ok(space),
         }
     }
 
@@ -212,7 +215,11 @@ impl<'m> Space<'m> {
     /// # Errors
     ///
     /// Those of `source`, before anything was read.
-    pub(super) fn read_from(&self, mut source: impl ReadVolatile, limit: usize) -> io::Result<usize> {
+    pub(super) fn read_from(
+        &self,
+        mut source: impl ReadVolatile,
+        limit: usize,
+    ) -> io::Result<usize> {
         let mut filled = 0;
         for slice in &self.data {
             let wanted = slice.len().min(limit - filled);
