@@ -135,13 +135,14 @@ impl Image {
         self.read_only
     }
 
-    /// Sectors that space is given back in: a block of most file systems, a cluster of most qcow2
-    /// images. A hint for the driver.
+    /// Sectors that space is given back in: blocks of most file systems, or the image's clusters. A
+    /// hint for the driver.
     pub(super) fn discard_sectors(&self) -> u32 {
-        match self.backend {
-            Backend::Raw(_) => 8,
-            Backend::Layered(_) => 128,
-        }
+        let bytes = match &self.backend {
+            Backend::Raw(_) => None,
+            Backend::Layered(layered) => layered.cluster(),
+        };
+        bytes.map_or(8, |bytes| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX))
     }
 
     // What follows is for the device, which has checked the range and the permission to write.

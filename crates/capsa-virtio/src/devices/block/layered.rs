@@ -7,6 +7,7 @@
 use std::env;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder};
 
 /// An image behind which there may be others.
 pub(super) type Layer = FormatAccess<Storage>;
+
+/// Zeroes that are written at once where no cluster can be marked.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A disk of one or more layers.
 #[derive(Debug)]
@@ -136,10 +140,36 @@ impl Layered {
     }
 
     /// Makes the range read as zeroes, and gives its space back where `unmap`.
+    ///
+    /// Only whole clusters can be marked. Imago would write the zeroes around them itself, but
+    /// miscounts where the disk's last cluster is not a whole one.
     pub(super) fn write_zeroes(&mut self, at: u64, length: u64, unmap: bool) -> io::Result<()> {
+        let end = at + length;
+        let marked = self.cluster().and_then(|cluster| {
+            let marked = at.next_multiple_of(cluster)..end - end % cluster;
+            (!marked.is_empty()).then_some(marked)
+        });
+        let Some(Range { start, end: behind }) = marked else {
+            return self.write_plain_zeroes(at..end);
+        };
+        self.write_plain_zeroes(at..start)?;
         match unmap {
-            true => self.top.discard_to_zero(at, length),
-            false => self.top.write_zeroes(at, length),
+            true => self.top.discard_to_zero(start, behind - start)?,
+            false => self.top.write_zeroes(start, behind - start)?,
         }
+        self.write_plain_zeroes(behind..end)
+    }
+
+    fn write_plain_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        for at in range.clone().step_by(ZEROES.len()) {
+            let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+            self.top.write(&ZEROES[..left.min(ZEROES.len())], at)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of what can be marked as zeroes, a power of two: a cluster. None in version 2.
+    pub(super) fn cluster(&self) -> Option<u64> {
+        self.top.inner().zero_granularity()
     }
 }

@@ -12,6 +12,9 @@
 //! One queue, since there is one worker thread: a second one would not make it faster. A request is
 //! carried out at once; the driver is told when all that it has offered are.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod layered;
 mod lock;
@@ -52,16 +55,28 @@ const REQUEST_BYTES: usize = (SEGMENTS * SEGMENT_BYTES) as usize;
 /// may consist of two, and nothing keeps a driver from larger numbers of smaller buffers.
 const PIECES: usize = 1024;
 
-/// Ranges of one request to discard.
-const DISCARD_RANGES: u32 = 16;
-/// Sectors of a range to discard: 2 GiB, which a file system gives back at once.
-const DISCARD_SECTORS: u32 = 4 << 20;
+/// What a list of ranges may ask for.
+struct Limits {
+    ranges: u32,
+    /// Sectors of each range.
+    sectors: u32,
+    flags: u32,
+}
 
-/// Ranges of one request to write zeroes to.
-const ZEROES_RANGES: u32 = 1;
-/// Sectors of a range to write zeroes to: 64 MiB, as much as a request to write has. They are
-/// written where the file system cannot make them.
-const ZEROES_SECTORS: u32 = 128 << 10;
+/// 2 GiB at a time, which a file system gives back at once.
+const DISCARD: Limits = Limits {
+    ranges: 16,
+    sectors: 4 << 20,
+    flags: 0,
+};
+
+/// 64 MiB at a time, as much as a request to write has: where the file system cannot make zeroes,
+/// they are written.
+const WRITE_ZEROES: Limits = Limits {
+    ranges: 1,
+    sectors: 128 << 10,
+    flags: abi::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
 
 /// The physical block in units of the logical one, as an exponent: 4 KiB, a page of the host's cache.
 /// A smaller write to what is not in it waits for a read.
@@ -186,17 +201,14 @@ impl Block {
                 self.check(done)?;
             }
             abi::VIRTIO_BLK_T_DISCARD if self.has(abi::VIRTIO_BLK_F_DISCARD) => {
-                for range in self.ranges(given, DISCARD_RANGES, DISCARD_SECTORS)? {
-                    if range.unmap {
-                        return Err(Refusal::Unsupported);
-                    }
+                for range in self.ranges(given, &DISCARD)? {
                     let done = self.image.discard(range.at, range.length);
                     self.check(done)?;
                 }
                 self.write_through()?;
             }
             abi::VIRTIO_BLK_T_WRITE_ZEROES if self.has(abi::VIRTIO_BLK_F_WRITE_ZEROES) => {
-                for range in self.ranges(given, ZEROES_RANGES, ZEROES_SECTORS)? {
+                for range in self.ranges(given, &WRITE_ZEROES)? {
                     let Range { at, length, unmap } = range;
                     let done = self.image.write_zeroes(at, length, unmap);
                     self.check(done)?;
@@ -223,15 +235,10 @@ impl Block {
 
     /// The ranges that a request lists (5.2.6): sector, number of sectors, flags. All of them are
     /// checked before the first is touched.
-    fn ranges(
-        &self,
-        list: &mut Buffers<'_>,
-        most: u32,
-        most_sectors: u32,
-    ) -> Result<Vec<Range>, Refusal> {
+    fn ranges(&self, list: &mut Buffers<'_>, limits: &Limits) -> Result<Vec<Range>, Refusal> {
         const ENTRY: usize = 16;
         let count = list.length() / ENTRY;
-        if count == 0 || count > most as usize || !list.length().is_multiple_of(ENTRY) {
+        if count == 0 || count > limits.ranges as usize || !list.length().is_multiple_of(ENTRY) {
             return Err(Refusal::Failed);
         }
         let mut range = || {
@@ -243,16 +250,16 @@ impl Block {
         (0..count)
             .map(|_| {
                 let (sector, sectors, flags) = range().ok_or(Refusal::Failed)?;
-                if flags & !abi::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
+                if flags & !limits.flags != 0 {
                     return Err(Refusal::Unsupported);
                 }
-                if sectors > most_sectors {
+                if sectors > limits.sectors {
                     return Err(Refusal::Failed);
                 }
                 Ok(Range {
                     at: self.range(sector, sectors.into())?,
                     length: u64::from(sectors) * SECTOR,
-                    unmap: flags != 0,
+                    unmap: flags & abi::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
                 })
             })
             .collect()
@@ -311,11 +318,11 @@ fn config(image: &Image) -> Vec<u8> {
     bytes.extend(0_u32.to_le_bytes());
     // A cache and queues that the driver may choose, of features that are not offered.
     bytes.extend([0; 4]);
-    bytes.extend(DISCARD_SECTORS.to_le_bytes());
-    bytes.extend(DISCARD_RANGES.to_le_bytes());
+    bytes.extend(DISCARD.sectors.to_le_bytes());
+    bytes.extend(DISCARD.ranges.to_le_bytes());
     bytes.extend(image.discard_sectors().to_le_bytes());
-    bytes.extend(ZEROES_SECTORS.to_le_bytes());
-    bytes.extend(ZEROES_RANGES.to_le_bytes());
+    bytes.extend(WRITE_ZEROES.sectors.to_le_bytes());
+    bytes.extend(WRITE_ZEROES.ranges.to_le_bytes());
     // Writing zeroes may give space back.
     bytes.extend([1, 0, 0, 0]);
     bytes

@@ -12,7 +12,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, preadv, pwritev, retry_on_intr};
 
 /// Zeroes that are written at once where the file system cannot make them itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// An open raw image.
 #[derive(Debug)]
@@ -90,6 +90,10 @@ impl Raw {
 
     /// Whether the file system can do it at all.
     fn fallocate(&self, how: FallocateFlags, at: u64, length: u64) -> io::Result<bool> {
+        if length == 0 {
+            // Which the call refuses.
+            return Ok(true);
+        }
         let how = how | FallocateFlags::KEEP_SIZE;
         match retry_on_intr(|| rustix::fs::fallocate(&self.file, how, at, length)) {
             Ok(()) => Ok(true),
