@@ -56,6 +56,11 @@ impl DriverRing {
         }
     }
 
+    /// Where the descriptor table lies, and behind it the available ring.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
     fn available_ring(&self) -> u64 {
         self.base + 16 * u64::from(self.size)
     }

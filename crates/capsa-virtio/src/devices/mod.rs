@@ -6,6 +6,9 @@ pub mod block;
 pub mod console;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod driver_ring;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod net;
 pub mod rng;
 pub mod vsock;

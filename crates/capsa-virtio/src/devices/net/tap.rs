@@ -41,3 +41,6 @@ pub(super) fn set_offloads(tap: &OwnedFd, offloads: Offloads) -> io::Result<()> 
         )?)
     }
 }
+
+#[cfg(test)]
+mod tests;
