@@ -18,9 +18,9 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder};
 use super::*;
 use crate::devices::driver_ring::{Bench, Buffer, DATA, OUTSIDE, UPPER};
 
-/// Sectors of every disk here.
-const SECTORS: u64 = 256;
-const SIZE: usize = (SECTORS * SECTOR) as usize;
+/// Sectors and bytes of every disk here.
+const SECTORS: u64 = SIZE as u64 / SECTOR;
+const SIZE: usize = 128 << 10;
 /// Bytes of a cluster: several of them and of their parts are in a disk and in a request.
 const CLUSTER: usize = 4096;
 
