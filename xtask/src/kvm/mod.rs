@@ -11,11 +11,10 @@
 //! machine.rs    QEMU's command line
 //! supervise.sh  the guest's first process, once it has this machine's files
 //! tests.rs      runs the tests that need KVM
-//! watch.rs      streams the output, and ends a bench that hangs
+//! watch.rs      streams the output, and ends what hangs
 //! ```
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -48,13 +47,13 @@ const INTERRUPTED: u8 = 130;
 /// A command, and what it gets.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Bench {
-    /// The guest's memory in MiB. It costs this machine only what is used of it.
+    /// The guest's memory in MiB, if one is needed. It costs this machine only what is used of it.
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     pub(crate) memory: u32,
-    /// The guest's processors.
+    /// The guest's processors, if one is needed.
     #[arg(long, default_value_t = 2)]
     pub(crate) cpus: u32,
-    /// Ends the bench after this many seconds, with status 124.
+    /// Ends the command, or the guest with it, after this many seconds, with status 124.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub(crate) timeout: u64,
     /// The folder in which the command can leave files: at the same path for it, and in
@@ -89,6 +88,7 @@ pub(crate) fn run(bench: &Bench) -> ExitCode {
 
 fn try_run(bench: &Bench) -> Result<End> {
     packages::provide(&[QEMU, BUSYBOX])?;
+    let limit = Duration::from_secs(bench.timeout);
     let level1 = build_level1()?;
     let kernel = Kernel::parse(&output(&mut workspace::command(&level1)?)?)?;
     let folder = Folder::new(bench.share.as_deref())?;
@@ -96,9 +96,9 @@ fn try_run(bench: &Bench) -> Result<End> {
     let Some(kernel) = kernel else {
         eprintln!("this machine's KVM runs stock kernels: no bench is needed");
         let mut command = session.command();
-        let status = command.status();
-        let status = status.with_context(|| format!("cannot run {}", display(&command)))?;
-        return Ok(End::Exited(shell_status(status)));
+        let child = command.spawn();
+        let child = child.with_context(|| format!("cannot run {}", display(&command)))?;
+        return watch::watch_command(child, limit);
     };
     let ready = [level1.as_os_str(), OsStr::new("wait")];
     folder.write_control(&session.script(&ready))?;
@@ -109,7 +109,7 @@ fn try_run(bench: &Bench) -> Result<End> {
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot start QEMU")?;
-    watch::watch(child, &folder, Duration::from_secs(bench.timeout))
+    watch::watch_guest(child, &folder, limit)
 }
 
 /// Builds the program that knows about KVM, here and in the guest.
@@ -117,11 +117,4 @@ fn build_level1() -> Result<PathBuf> {
     let package = ["--package", "capsa-testing", "--bin", "level1"];
     check(cargo(["build", "--locked", "--quiet"])?.args(package))?;
     Ok(debug_folder()?.join("level1"))
-}
-
-/// A status as a shell has it in `$?`.
-fn shell_status(status: std::process::ExitStatus) -> u8 {
-    let code = status.code().or_else(|| Some(128 + status.signal()?));
-    code.and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(BENCH_FAILED)
 }

@@ -1,15 +1,16 @@
-//! From the start of QEMU to its end: passes on what the command prints, and ends a bench that
-//! does not end by itself.
+//! From the start of a command to its end: passes on what it prints in a guest, and ends what does
+//! not end by itself.
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::process::Child;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::folder::{Folder, Told};
@@ -21,7 +22,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// How much of the guest's console stands in an error.
 const CONSOLE_LINES: usize = 50;
 
-/// How a command in the bench ended.
+/// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// By itself, with this status.
@@ -32,15 +33,20 @@ pub(crate) enum End {
     Interrupted,
 }
 
-/// QEMU, killed when this goes away.
-struct Qemu(Child);
+/// A program that is killed when this goes away.
+struct Running(Child);
 
-impl Drop for Qemu {
+impl Drop for Running {
     fn drop(&mut self) {
         // Neither fails in a way that leaves something to do: it may be dead already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Waits for the command, run by this machine itself.
+pub(super) fn watch_command(child: Child, limit: Duration) -> Result<End> {
+    wait(&mut Running(child), limit, |_| Ok(()))
 }
 
 /// Waits for the guest to power off.
@@ -49,12 +55,8 @@ impl Drop for Qemu {
 ///
 /// It ended without the command's status, it did not start the command in time, or nobody takes
 /// the command's output.
-pub(super) fn watch(child: Child, folder: &Folder, limit: Duration) -> Result<End> {
-    let mut qemu = Qemu(child);
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Result<End> {
+    let mut qemu = Running(child);
     let unread = Arc::new(AtomicBool::new(false));
     let stdout = qemu.0.stdout.take().context("no pipe to QEMU")?;
     let stderr = qemu.0.stderr.take().context("no pipe to QEMU")?;
@@ -62,37 +64,63 @@ pub(super) fn watch(child: Child, folder: &Folder, limit: Duration) -> Result<En
         pass_on(stdout, io::stdout(), &unread),
         pass_on(stderr, io::stderr(), &unread),
     ];
-
-    let start = Instant::now();
     let mut boots = true;
-    while qemu.0.try_wait()?.is_none() {
-        if interrupted.load(Relaxed) {
-            return Ok(End::Interrupted);
-        }
-        if unread.load(Relaxed) {
-            bail!("nobody takes the command's output");
-        }
-        if start.elapsed() > limit {
-            return Ok(End::TimedOut);
-        }
-        if boots {
-            boots = folder.told()? == Told::Nothing;
-        }
-        if boots && start.elapsed() > BOOT_LIMIT {
+    let end = wait(&mut qemu, limit, |elapsed| {
+        ensure!(!unread.load(Relaxed), "nobody takes the command's output");
+        boots = boots && folder.told()? == Told::Nothing;
+        if boots && elapsed > BOOT_LIMIT {
             bail!("the guest does not boot; {}", console(folder));
         }
-        thread::sleep(INTERVAL);
-    }
+        Ok(())
+    })?;
+    let End::Exited(_) = end else {
+        return Ok(end);
+    };
     for stream in streams {
         // It does not panic.
         let _ = stream.join();
     }
     match folder.told()? {
         Told::Exited(status) => Ok(End::Exited(status)),
-        _ if interrupted.load(Relaxed) => Ok(End::Interrupted),
         Told::Started => bail!("the guest died; {}", console(folder)),
         Told::Nothing => bail!("the guest died while it booted; {}", console(folder)),
     }
+}
+
+/// Waits until a program ends, its time is up, somebody wants this program to end, or `look`, which
+/// is told how long it runs, fails.
+fn wait(
+    program: &mut Running,
+    limit: Duration,
+    mut look: impl FnMut(Duration) -> Result<()>,
+) -> Result<End> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let start = Instant::now();
+    loop {
+        let ended = program.0.try_wait()?;
+        // First: on a terminal, Ctrl-C ends the program too.
+        if interrupted.load(Relaxed) {
+            return Ok(End::Interrupted);
+        }
+        if let Some(status) = ended {
+            return Ok(End::Exited(shell_status(status)));
+        }
+        if start.elapsed() > limit {
+            return Ok(End::TimedOut);
+        }
+        look(start.elapsed())?;
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// A status as a shell has it in `$?`.
+fn shell_status(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX)
 }
 
 /// Copies a stream as it comes; raises `unread` when the other side takes no more.
@@ -123,5 +151,44 @@ fn console(folder: &Folder) -> String {
     match last {
         [] => "its console is empty".to_owned(),
         _ => format!("its console ends with\n\n{}\n", last.join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn run(program: &str, limit: Duration) -> End {
+        let child = Command::new("sh").args(["-c", program]).spawn().unwrap();
+        watch_command(child, limit).unwrap()
+    }
+
+    #[test]
+    fn an_end_has_the_status_of_a_shell() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        assert_eq!(run("exit 7", MINUTE), End::Exited(7));
+        assert_eq!(run("kill -TERM $$", MINUTE), End::Exited(128 + 15));
+        assert_eq!(run("exec sleep 1000", Duration::ZERO), End::TimedOut);
+    }
+
+    #[test]
+    fn output_passes_whole_and_a_closed_end_is_noticed() {
+        let unread = Arc::new(AtomicBool::new(false));
+        let text = vec![b'x'; 1 << 20];
+        let (mut reader, writer) = io::pipe().unwrap();
+        let copy = pass_on(io::Cursor::new(text.clone()), writer, &unread);
+        let mut copied = Vec::new();
+        reader.read_to_end(&mut copied).unwrap();
+        copy.join().unwrap();
+        assert!(copied == text && !unread.load(Relaxed));
+
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        pass_on(io::Cursor::new(text), writer, &unread)
+            .join()
+            .unwrap();
+        assert!(unread.load(Relaxed));
     }
 }
