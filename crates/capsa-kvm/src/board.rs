@@ -1,13 +1,12 @@
-//! Everything that answers when the guest accesses a port or an address without memory.
+//! Everything that answers when the guest accesses a port or an address without memory; which of
+//! it does is decoded by the architecture.
 
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use capsa_core::backend::GuestEnd;
 use capsa_virtio::Memory;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch;
 use crate::pci::PciBus;
 use crate::serial::SerialPort;
 
@@ -28,35 +27,6 @@ pub(crate) struct Board {
     pub(crate) serial: SerialPort,
     pub(crate) power_button: PowerButton,
     pub(crate) pci: PciBus,
-}
-
-impl Board {
-    /// A write to a port; `data` keeps what was not taken.
-    pub(crate) fn port_write(&self, port: u16, data: &mut &[u8]) -> Access {
-        arch::ports::write(self, port, data)
-    }
-
-    /// A read from a port.
-    pub(crate) fn port_read(&self, port: u16, data: &mut [u8]) {
-        arch::ports::read(self, port, data);
-    }
-
-    /// A write to an address without memory. Addresses at which nothing answers take it without
-    /// effect.
-    pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.pci.mmio_write(address, data);
-    }
-
-    /// A read from an address without memory: all ones where nothing answers.
-    pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-        self.pci.mmio_read(address, data);
-    }
-
-    /// Waits until the guest can print again or `interrupted` is readable.
-    pub(crate) fn wait_for_console(&self, interrupted: BorrowedFd<'_>) {
-        self.serial.wait_for_room(interrupted);
-    }
 }
 
 /// The power button: the guest hears an interrupt, then reads which event it was for.

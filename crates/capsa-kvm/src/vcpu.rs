@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-use crate::arch;
+use crate::arch::{self, decode};
 use crate::board::{Access, Board};
 use crate::gate::Gate;
 use crate::message::{Mailbox, Message};
@@ -121,18 +121,20 @@ impl Runner {
         let exit = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 let mut rest = data;
-                return transfer(context, |board| board.port_write(port, &mut rest));
+                return transfer(context, |board| decode::port_write(board, port, &mut rest));
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                board.port_read(port, data);
+                decode::port_read(board, port, data);
                 return Ok(());
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                board.mmio_write(address, data);
-                return Ok(());
+                let mut rest = data;
+                return transfer(context, |board| {
+                    decode::mmio_write(board, address, &mut rest)
+                });
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                board.mmio_read(address, data);
+                decode::mmio_read(board, address, data);
                 return Ok(());
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr) => return Ok(()),
@@ -182,7 +184,7 @@ fn transfer(
             Access::Done => return Ok(()),
             Access::Ends(end) => return Err(end),
             Access::Full => {
-                context.board.wait_for_console(context.gate.closed());
+                context.board.serial.wait_for_room(context.gate.closed());
                 if !context.gate.pass() {
                     return Ok(());
                 }

@@ -7,16 +7,16 @@
 //! cpuid       what each vCPU says about itself
 //! vcpu        a vCPU's state before its first instruction
 //! interrupts  the interrupt controllers, which are KVM's
-//! ports       what answers at the I/O ports
+//! decode      which device answers at a port or an address without memory
 //! registers   what a vCPU looked like when it failed
 //! ```
 
 mod acpi;
 mod cpuid;
+pub(crate) mod decode;
 mod interrupts;
 pub(crate) mod layout;
 mod load;
-pub(crate) mod ports;
 mod registers;
 mod vcpu;
 

@@ -1,7 +1,7 @@
-//! What answers at the I/O ports.
+//! Which device answers at an I/O port or an address without memory.
 //!
-//! A port that nothing answers at reads as all ones and takes writes without effect, as on a real
-//! board: kernels look for devices that way.
+//! Where nothing answers, reads give all ones and writes have no effect, as on a real board: kernels
+//! look for devices that way.
 
 use capsa_core::backend::GuestEnd;
 
@@ -21,9 +21,9 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
-/// A guest's write. Each of the bytes that go to the serial port is an access of its own: a string
-/// instruction leaves the guest once for all of them.
-pub(crate) fn write(board: &Board, port: u16, data: &mut &[u8]) -> Access {
+/// A write to a port; `data` keeps what was not taken. Each of the bytes that go to the serial port
+/// is an access of its own: a string instruction leaves the guest once for all of them.
+pub(crate) fn port_write(board: &Board, port: u16, data: &mut &[u8]) -> Access {
     if let Some(offset) = offset_in(port, layout::COM1_PORTS) {
         return write_serial(board, offset, data);
     }
@@ -56,8 +56,8 @@ pub(crate) fn write(board: &Board, port: u16, data: &mut &[u8]) -> Access {
     Access::Done
 }
 
-/// A guest's read.
-pub(crate) fn read(board: &Board, port: u16, data: &mut [u8]) {
+/// A read from a port.
+pub(crate) fn port_read(board: &Board, port: u16, data: &mut [u8]) {
     data.fill(0xff);
     if let Some(offset) = offset_in(port, layout::COM1_PORTS) {
         data.fill_with(|| board.serial.read(offset));
@@ -79,6 +79,18 @@ pub(crate) fn read(board: &Board, port: u16, data: &mut [u8]) {
         _ => return,
     };
     data.fill(value);
+}
+
+/// A write to an address without memory.
+pub(crate) fn mmio_write(board: &Board, address: u64, data: &mut &[u8]) -> Access {
+    board.pci.mmio_write(address, data);
+    Access::Done
+}
+
+/// A read from an address without memory.
+pub(crate) fn mmio_read(board: &Board, address: u64, data: &mut [u8]) {
+    data.fill(0xff);
+    board.pci.mmio_read(address, data);
 }
 
 /// Prints byte by byte; `data` keeps those that were not taken.
