@@ -93,6 +93,7 @@ impl Guest {
         Ok(sent)
     }
 
+    #[cfg(test)]
     pub(super) fn send(&mut self, header: &Header, data: &[u8]) {
         assert!(self.try_send(header, data).unwrap(), "no free buffer");
     }
@@ -132,6 +133,7 @@ impl Guest {
     }
 
     /// The next packet of the host; the device works meanwhile.
+    #[cfg(test)]
     pub(super) fn next(&mut self) -> Option<Packet> {
         self.settle().unwrap();
         self.received.pop_front()
@@ -153,6 +155,7 @@ pub(super) fn header(op: Op, guest_port: u32, host_port: u32) -> Header {
 }
 
 /// A packet with data.
+#[cfg(test)]
 pub(super) fn data_header(guest_port: u32, host_port: u32, data: &[u8]) -> Header {
     Header {
         length: u32::try_from(data.len()).unwrap(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 
+use super::connection::ROOM;
 use super::greeting::is_transient;
 use super::packet::Space;
 use crate::wait_set::{Readiness, WaitSet};
@@ -104,7 +105,10 @@ impl HostEnd {
                 false => 0,
             };
             left += sent;
-            if !self.broken {
+            if sent < count && !self.broken {
+                // All there can ever be, so that it does not grow beyond.
+                self.outbox
+                    .reserve_exact((ROOM as usize).saturating_sub(self.outbox.len()));
                 self.outbox.extend(&part[sent..]);
             }
         }

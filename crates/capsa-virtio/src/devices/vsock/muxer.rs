@@ -5,6 +5,10 @@
 //! all else is read off the connections' states. Data stays in the host programs' sockets until the
 //! guest has both a buffer and credit for it; a socket that has data but not these is not waited for.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod check;
+mod exchange;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::Shutdown;
@@ -14,18 +18,10 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-#[cfg(any(test, feature = "fuzzing"))]
-use super::connection::ROOM;
-use super::connection::{Connection, Event, State};
-use super::greeting::{Greeting, Progress, answer};
-use super::host::Host;
-use super::host_end::{FromHost, HostEnd};
-use super::packet::{
-    ENDED, HEADER_SIZE, HOST_CID, Header, Op, RECEIVES_NO_MORE, Received, SENDS_NO_MORE, STREAM,
-    Space,
-};
-use crate::device::DriverFault;
-use crate::queue::Virtqueue;
+use super::connection::{Connection, State};
+use super::greeting::{Greeting, Progress};
+use super::host_end::HostEnd;
+use super::packet::{HOST_CID, Header, Op, RECEIVES_NO_MORE, STREAM};
 use crate::wait_set::WaitSet;
 
 /// Most sockets of host programs at a time, those without a connection yet or any more included.
@@ -39,13 +35,6 @@ const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// How long a host program may take to say which port it wants: so long that a person can type it.
 const GREETING_TIME: Duration = Duration::from_secs(30);
 
-/// Most answers to packets of no connection that are kept.
-const MOST_REFUSALS: usize = 256;
-
-/// Most packets of a direction in one call: a guest that never stops must not keep the worker from
-/// what else it is told.
-const BATCH: usize = 256;
-
 /// Most data of one packet, as in Linux.
 const LARGEST: usize = 64 * 1024;
 
@@ -58,6 +47,20 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 struct Ports {
     host: u32,
     guest: u32,
+}
+
+impl Ports {
+    /// The header of a packet to the guest.
+    fn header(self, guest_cid: u64) -> Header {
+        Header {
+            source_cid: HOST_CID,
+            destination_cid: guest_cid,
+            source_port: self.host,
+            destination_port: self.guest,
+            kind: STREAM,
+            ..Header::default()
+        }
+    }
 }
 
 /// A host program's socket and what it is for.
@@ -122,49 +125,6 @@ impl Muxer {
     /// Whether another program can be taken.
     pub(super) fn has_room(&self) -> bool {
         self.peers.len() < MOST_PEERS
-    }
-
-    /// Panics unless every list is what it is said to be.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn check(&self) {
-        assert!(self.peers.len() <= MOST_PEERS);
-        assert!(self.refusals.len() < MOST_REFUSALS + MOST_PEERS);
-        for (key, peer) in &self.peers {
-            let count = |list: &VecDeque<usize>| list.iter().filter(|other| **other == key).count();
-            assert_eq!(count(&self.talkers), usize::from(peer.talks));
-            assert_eq!(count(&self.readable), usize::from(peer.readable));
-            let deadline = peer.deadline.map(|deadline| (deadline, key));
-            assert!(deadline.is_none_or(|deadline| self.deadlines.contains(&deadline)));
-            assert!(peer.end.kept() <= ROOM as usize);
-            match &peer.stage {
-                Stage::Greeting(_) => assert!(peer.deadline.is_some()),
-                Stage::Connected(ports, connection) => {
-                    assert_eq!(self.by_ports.get(ports), Some(&key));
-                    assert!(connection.owes().is_none() || peer.talks);
-                    let bounded = connection.state() != State::Established;
-                    assert_eq!(peer.deadline.is_some(), bounded);
-                }
-                Stage::Draining => assert!(peer.end.kept() > 0),
-            }
-        }
-        let connected = |(_, peer): &(usize, &Peer)| matches!(peer.stage, Stage::Connected(..));
-        assert_eq!(
-            self.by_ports.len(),
-            self.peers.iter().filter(connected).count()
-        );
-        assert!(self.talkers.iter().all(|key| self.peers.contains(*key)));
-        assert!(self.readable.iter().all(|key| self.peers.contains(*key)));
-        let bounded = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.deadline.is_some());
-        assert_eq!(self.deadlines.len(), bounded.count());
-    }
-
-    /// How many sockets there are.
-    #[cfg(test)]
-    pub(super) fn peers(&self) -> usize {
-        self.peers.len()
     }
 
     /// When [`expire`](Self::expire) is to be called next.
@@ -262,210 +222,6 @@ impl Muxer {
             }
             self.end(key, true, now);
         }
-    }
-
-    /// Whether the guest's packets are looked at: not while it owes taking the answers to former ones.
-    pub(super) fn can_hear(&self) -> bool {
-        self.refusals.len() < MOST_REFUSALS
-    }
-
-    /// Looks at packets of the guest. Returns whether there may be more.
-    pub(super) fn transmit(
-        &mut self,
-        queue: &mut Virtqueue,
-        host: &Host,
-        now: Instant,
-    ) -> Result<bool, DriverFault> {
-        queue.disable_notification()?;
-        for _ in 0..BATCH {
-            if !self.can_hear() {
-                return Ok(true);
-            }
-            match queue.pop()? {
-                Some(chain) => {
-                    let head = chain.head_index();
-                    let packet = Received::new(queue.memory(), chain)?;
-                    self.packet(packet, host, now);
-                    queue.push_used(head, 0)?;
-                }
-                None if queue.enable_notification()? => {}
-                None => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-
-    fn packet(&mut self, packet: Received<'_>, host: &Host, now: Instant) {
-        let header = packet.header;
-        if header.source_cid != self.guest_cid {
-            // Whoever it claims to be is not reached by this device.
-            return;
-        }
-        let ports = Ports {
-            host: header.destination_port,
-            guest: header.source_port,
-        };
-        let known = self.by_ports.get(&ports).copied();
-        let addressed = header.destination_cid == HOST_CID && header.kind == STREAM;
-        let done = match known {
-            Some(key) if addressed => {
-                self.deliver(key, packet, now);
-                true
-            }
-            None if addressed && header.op() == Some(Op::Request) => {
-                self.accept(ports, &header, host, now).is_ok()
-            }
-            _ => false,
-        };
-        if !done {
-            self.refusals.extend(header.refusal());
-        }
-    }
-
-    /// The guest asks for a connection.
-    fn accept(
-        &mut self,
-        ports: Ports,
-        request: &Header,
-        host: &Host,
-        now: Instant,
-    ) -> io::Result<()> {
-        if !self.has_room() {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        let stream = host.connect(ports.host, ports.guest)?;
-        let connection = Connection::accepted(request);
-        let key = self.add(stream, Stage::Connected(ports, connection))?;
-        self.by_ports.insert(ports, key);
-        self.settle(key, now);
-        Ok(())
-    }
-
-    /// A packet of a connection.
-    fn deliver(&mut self, key: usize, packet: Received<'_>, now: Instant) {
-        let Received { header, mut data } = packet;
-        let Peer { stage, end, .. } = &mut self.peers[key];
-        let Stage::Connected(ports, connection) = stage else {
-            return;
-        };
-        let length = header.length as usize;
-        let event = match header.op() == Some(Op::Data) && length > data.available_bytes() {
-            true => Event::Over { reset: true },
-            false => connection.receive(&header),
-        };
-        match event {
-            Event::Nothing => {}
-            Event::Accepted => {
-                end.answer(answer(ports.host).as_bytes());
-                self.set_deadline(key, None);
-                // It may have gone on without waiting for the answer.
-                return self.ready(key, now);
-            }
-            Event::Data => {
-                let left = end.put(&mut data, length, &mut self.scratch);
-                connection.forwarded(left);
-            }
-            Event::Over { reset } => return self.end(key, reset, now),
-        }
-        self.settle(key, now);
-    }
-
-    /// Fills buffers of the guest. Returns whether there may be more to fill them with, and buffers.
-    pub(super) fn receive(
-        &mut self,
-        queue: &mut Virtqueue,
-        now: Instant,
-    ) -> Result<bool, DriverFault> {
-        queue.disable_notification()?;
-        for _ in 0..BATCH {
-            if !self.has_something() {
-                return Ok(false);
-            }
-            match queue.pop()? {
-                Some(chain) => {
-                    let head = chain.head_index();
-                    let space = Space::new(queue.memory(), chain)?;
-                    match self.fill(&space, now) {
-                        Some(written) => queue.push_used(head, written)?,
-                        None => queue.put_back(),
-                    }
-                }
-                None if queue.enable_notification()? => {}
-                None => return Ok(false),
-            }
-        }
-        Ok(self.has_something())
-    }
-
-    fn has_something(&self) -> bool {
-        !(self.refusals.is_empty() && self.talkers.is_empty() && self.readable.is_empty())
-    }
-
-    /// Fills one buffer, if there is something to fill it with. Returns how much was written.
-    fn fill(&mut self, space: &Space<'_>, now: Instant) -> Option<u32> {
-        loop {
-            // An answer to a connection that is over goes before one to its successor.
-            let header = match self.refusals.pop_front() {
-                Some(header) => Some(header),
-                None => match self.talkers.pop_front() {
-                    Some(key) => self.talk(key, now),
-                    None => {
-                        let key = self.readable.pop_front()?;
-                        self.read(key, space, now)
-                    }
-                },
-            };
-            if let Some(header) = header {
-                space.write_header(&header);
-                // The length of data is bounded by `LARGEST`.
-                return Some(HEADER_SIZE + header.length);
-            }
-        }
-    }
-
-    /// A packet without data, if the peer's connection still owes one.
-    fn talk(&mut self, key: usize, now: Instant) -> Option<Header> {
-        let peer = &mut self.peers[key];
-        peer.talks = false;
-        let Stage::Connected(ports, connection) = &mut peer.stage else {
-            return None;
-        };
-        let mut header = ports.header(self.guest_cid);
-        let op = connection.owes()?;
-        connection.stamp(op, &mut header);
-        self.settle(key, now);
-        Some(header)
-    }
-
-    /// A packet with data, if the peer has some.
-    fn read(&mut self, key: usize, space: &Space<'_>, now: Instant) -> Option<Header> {
-        let peer = &mut self.peers[key];
-        peer.readable = false;
-        let Stage::Connected(ports, connection) = &mut peer.stage else {
-            return None;
-        };
-        let limit = connection.may_send().min(space.room()).min(LARGEST);
-        let mut header = None;
-        if limit > 0 {
-            match peer.end.take(space, limit) {
-                FromHost::Bytes(count) => {
-                    connection.sent(count);
-                    let header = header.insert(ports.header(self.guest_cid));
-                    header.length = count;
-                    connection.stamp(Op::Data, header);
-                    if count as usize == limit && connection.may_send() > 0 {
-                        // There may be more; the others come first.
-                        peer.readable = true;
-                        self.readable.push_back(key);
-                    }
-                }
-                FromHost::Nothing => {}
-                FromHost::Ended { closed: true } => connection.host_ends(ENDED),
-                FromHost::Ended { closed: false } => connection.host_ends(SENDS_NO_MORE),
-            }
-        }
-        self.settle(key, now);
-        header
     }
 
     /// Draws the conclusions from a change of a peer: what is to be told to whom, and waited for.
@@ -566,19 +322,5 @@ impl Muxer {
         self.talkers.clear();
         self.readable.clear();
         self.deadlines.clear();
-    }
-}
-
-impl Ports {
-    /// The header of a packet to the guest.
-    fn header(self, guest_cid: u64) -> Header {
-        Header {
-            source_cid: HOST_CID,
-            destination_cid: guest_cid,
-            source_port: self.host,
-            destination_port: self.guest,
-            kind: STREAM,
-            ..Header::default()
-        }
     }
 }
