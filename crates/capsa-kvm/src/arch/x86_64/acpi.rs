@@ -86,3 +86,6 @@ fn fadt(dsdt: u64) -> FADT {
     fadt.sleep_status_reg = register(layout::ACPI_SLEEP_STATUS);
     fadt.finalize()
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,3 +164,8 @@ fn write_cmdline(
 fn low(address: u64) -> Result<u32, GuestMemoryError> {
     u32::try_from(address).map_err(|_| GuestMemoryError::InvalidGuestAddress(GuestAddress(address)))
 }
+
+#[cfg(test)]
+pub(super) mod fixtures;
+#[cfg(test)]
+mod tests;

@@ -200,3 +200,6 @@ fn segment(index: usize) -> kvm_segment {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests;
