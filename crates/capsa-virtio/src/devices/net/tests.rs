@@ -155,6 +155,33 @@ fn a_card_whose_sides_are_both_slow_rests() {
 }
 
 #[test]
+fn more_than_one_go_of_either_direction_is_finished() {
+    const COUNT: u32 = 150;
+    let (ours, peer) = pair(SocketType::SEQPACKET);
+    let net = Net::new(ours, MAC, None, Peer::Frames).unwrap();
+    let mut bench = Bench::with_queue_size(net, 0, 256);
+    for number in 0..COUNT {
+        rustix::io::write(&peer, &frame(number, 60)).unwrap();
+    }
+    // The card takes one frame and waits for buffers, so a go then ends with another in its hands.
+    bench.kick(RECEIVE).unwrap();
+    for (queue, buffer) in [
+        (RECEIVE, (DATA, 2048, true)),
+        (TRANSMIT, (UPPER, 72, false)),
+    ] {
+        for _ in 0..COUNT {
+            bench.rings[queue].offer(&[buffer]);
+        }
+        bench.kick(queue).unwrap();
+        assert!(bench.rings[queue].used().len() < COUNT as usize);
+        bench.settle().unwrap();
+        bench.rings[queue].used();
+        assert_eq!(bench.rings[queue].free(), 256, "a chain is left");
+    }
+    assert_eq!(std::iter::from_fn(|| next(&peer)).count(), COUNT as usize);
+}
+
+#[test]
 fn a_long_frame_is_merged_from_buffers_when_there_are_enough() {
     let (mut bench, peer) = card(Peer::Frames, MERGEABLE);
     let long = frame(3, 9000);
