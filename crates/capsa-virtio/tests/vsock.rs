@@ -1,6 +1,11 @@
 //! The socket device behind its transport and on its thread: a program at the path, a raw driver as
 //! the guest, and nothing left afterwards.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which end by a panic as tests do"
+)]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
