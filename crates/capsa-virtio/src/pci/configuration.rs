@@ -198,8 +198,8 @@ impl Configuration {
         )
     }
 
-    /// What the window shows: a place in the BAR and a width. None where the driver asked for what
-    /// it must not (4.1.4.9.2).
+    /// What the window shows: a place in the BAR, or beyond it, and a width. None where the driver
+    /// asked for what it must not (4.1.4.9.2).
     pub(super) fn window(&self) -> Option<(u64, usize)> {
         let word = |offset: usize| {
             let bytes = &self.bytes[PCI_CAPABILITY + offset..][..4];
@@ -208,10 +208,8 @@ impl Configuration {
                 .rev()
                 .fold(0, |word: u32, byte| word << 8 | u32::from(*byte))
         };
-        let (offset, length) = (word(8), word(12));
-        let inside =
-            offset < BAR_SIZE && matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length);
-        (self.bytes[PCI_CAPABILITY + 4] == 0 && inside).then_some((offset.into(), length as usize))
+        let (bar, offset, width) = (self.bytes[PCI_CAPABILITY + 4], word(8), word(12));
+        (bar == 0 && matches!(width, 1 | 2 | 4)).then_some((offset.into(), width as usize))
     }
 }
 

@@ -89,28 +89,40 @@ fn a_pause_loses_nothing() {
     assert_eq!(*bench.gate.features.lock().unwrap(), 5);
 }
 
+/// What a driver adds meanwhile, be it for ever, is left for later.
 #[test]
-fn a_stop_comes_through_while_the_driver_refills_the_queue() {
+fn a_stop_comes_through_while_there_is_more_to_do() {
     let (mut bench, work) = bench();
-    let gate = Arc::clone(&bench.gate);
+    bench.send(WAIT);
     let worker = start(work);
-    let stopped = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            // Long, so that the driver is faster than the device.
-            bench.send(&[b'x'; 4096]);
-            while !stopped.load(Ordering::Relaxed) {
-                let used = bench.ring.used_index();
-                bench.ring.set_available_index(used.wrapping_add(16));
-                bench.notifications[0].raise();
-            }
-        });
-        eventually("work", || {
-            (gate.notifications.load(Ordering::SeqCst) > 1).then_some(())
-        });
-        drop(worker.stop());
-        stopped.store(true, Ordering::Relaxed);
+    bench.gate.until_waiting();
+    bench.send(b"more");
+    let halt = Arc::clone(&worker.stop.halt);
+    let work = thread::scope(|scope| {
+        let end = scope.spawn(move || worker.stop());
+        eventually("the stop", || halt.load(Ordering::Relaxed).then_some(()));
+        bench.gate.open();
+        end.join().unwrap()
     });
+    assert_eq!(bench.ring.used_index(), 1);
+    let worker = start(work);
+    bench.receive();
+    bench.receive();
+    drop(worker);
+}
+
+#[test]
+fn what_was_there_before_needs_no_notification() {
+    let (mut bench, work) = bench();
+    bench.send(b"early");
+    bench.notifications[0].clear();
+    let worker = start(work);
+    bench.receive();
+    let work = worker.stop();
+    bench.send(b"in the pause");
+    bench.notifications[0].clear();
+    let _worker = start(work);
+    bench.receive();
 }
 
 #[test]

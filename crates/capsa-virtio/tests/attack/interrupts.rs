@@ -53,6 +53,40 @@ fn one_vector_may_serve_all() {
     );
 }
 
+#[test]
+fn the_event_index_counts_only_when_it_was_agreed() {
+    let (driver, _) = driver();
+    for (features, expected) in [(1 << 32, 1), (1 << 32 | 1 << 29, 0)] {
+        let mut queues = driver.connect(features, 8);
+        driver.vectors.take();
+        // Not before the sixth.
+        queues[0].set_used_event(5);
+        assert_answer(&driver, &mut queues[0]);
+        driver.set_status(0);
+        assert_eq!(driver.vectors.triggers(1), expected);
+    }
+}
+
+#[test]
+fn pending_interrupts_end_with_msix() {
+    let (driver, _) = driver();
+    let mut queues = driver.connect(1 << 32, 8);
+    driver.function.config_write(0x42, &0xc000u16.to_le_bytes());
+    assert_answer(&driver, &mut queues[0]);
+    // Sent before the next call of the device, so that it is pending now.
+    assert_answer(&driver, &mut queues[0]);
+    assert_eq!(driver.read(register::MSIX_PENDING), [0b10]);
+    driver.function.config_write(0x42, &[0, 0]);
+    driver.vectors.take();
+    driver.function.config_write(0x42, &0x8000u16.to_le_bytes());
+    assert_eq!(driver.read(register::MSIX_PENDING), [0]);
+    let calls = driver.vectors.take();
+    assert!(
+        calls.iter().all(|call| matches!(call, Call::Program(..))),
+        "{calls:?}"
+    );
+}
+
 /// The table is written in every wrong way while the device interrupts.
 #[test]
 fn a_table_that_changes_all_the_time_is_only_the_drivers_loss() {
