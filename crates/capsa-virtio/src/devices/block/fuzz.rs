@@ -18,9 +18,9 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder};
 use super::*;
 use crate::devices::driver_ring::{Bench, Buffer, DATA, OUTSIDE, UPPER};
 
-/// Sectors and bytes of every disk here.
+/// Sectors and bytes of every disk here. The last cluster is not a whole one.
 const SECTORS: u64 = SIZE as u64 / SECTOR;
-const SIZE: usize = 128 << 10;
+const SIZE: usize = 255 * 512;
 /// Bytes of a cluster: several of them and of their parts are in a disk and in a request.
 const CLUSTER: usize = 4096;
 
@@ -344,8 +344,8 @@ impl Play {
 
     /// Reads the whole disk.
     fn compare(&mut self) {
-        for sector in (0..SECTORS).step_by(64) {
-            self.read(sector, 64 * 512, 0);
+        for sector in (0..SECTORS).step_by(51) {
+            self.read(sector, 51 * 512, 0);
         }
     }
 }

@@ -18,11 +18,11 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder};
 
+use super::raw::ZEROES;
+use super::refcounts;
+
 /// An image behind which there may be others.
 pub(super) type Layer = FormatAccess<Storage>;
-
-/// Zeroes that are written at once where no cluster can be marked.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A disk of one or more layers.
 #[derive(Debug)]
@@ -62,7 +62,11 @@ fn open_qcow2(
     if encryption != [0; 4] {
         return Err(invalid("it is encrypted"));
     }
-    let mut image: Qcow2<Storage> = Qcow2::open_image(Storage::try_from(file)?, writable)?;
+    let storage = Storage::try_from(file.try_clone()?)?;
+    let mut image: Qcow2<Storage> = Qcow2::open_image(storage, writable)?;
+    if writable {
+        refcounts::check(&file)?;
+    }
     // The chain was read from the headers some time ago: a header that changed since is not followed.
     if image.implicit_backing_file().is_some() != backing.is_some() {
         return Err(invalid("its backing file is not the one that was expected"));

@@ -19,6 +19,7 @@ mod image;
 mod layered;
 mod lock;
 mod raw;
+mod refcounts;
 mod request;
 
 use std::io;

@@ -11,8 +11,8 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, preadv, pwritev, retry_on_intr};
 
-/// Zeroes that are written at once where the file system cannot make them itself.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// Zeroes that are written at once where there is no other way to make them.
+pub(super) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// An open raw image.
 #[derive(Debug)]

@@ -156,6 +156,12 @@ fn an_image_that_is_none_is_refused() {
         (changed("encrypted", 35, 1), qcow2, "encrypted"),
         (changed("feature", 72, 1), qcow2, "feature"),
         (changed("l1", 36, 0x7f), qcow2, "L1 table"),
+        // Clusters are 64 KiB; the second one is the refcount table.
+        (
+            changed("refcounts", (64 << 10) + 5, 0),
+            qcow2,
+            "refcount table",
+        ),
         // It names another image, which the caller did not.
         (folder.qcow2().image().path.clone(), qcow2, "backing file"),
     ] {
