@@ -64,7 +64,7 @@ pub(crate) fn boot(
     let vm = Arc::new(kvm.create_vm().map_err(host("make a virtual machine"))?);
     let memory = memory::map(&vm, u64::from(spec.resources.memory_mb) << 20)
         .map_err(host("reserve the guest's memory"))?;
-    arch::create_interrupt_controller(&vm).map_err(host("make the interrupt controller"))?;
+    let vcpus = arch::create_vcpus(&vm, vcpu_count).map_err(host("make the vCPUs"))?;
     let routes = Arc::new(GsiRoutes::new(Arc::clone(&vm)));
     let line = |gsi| routes.line(gsi).map_err(host("make an interrupt line"));
 
@@ -78,9 +78,9 @@ pub(crate) fn boot(
             (None, Some(console))
         }
     };
-    let serial = SerialPort::new(output, line(arch::layout::COM1_GSI)?)
+    let serial = SerialPort::new(output, line(arch::layout::SERIAL_GSI)?)
         .map_err(host("make the serial port"))?;
-    let power_button = PowerButton::new(line(arch::layout::ACPI_EVENT_GSI)?);
+    let power_button = PowerButton::new(line(arch::layout::POWER_BUTTON_GSI)?);
 
     // The order of the slots is the order in which Linux finds the devices: disks first, so that
     // their names follow from their places.
@@ -119,14 +119,11 @@ pub(crate) fn boot(
         vcpus: Vec::with_capacity(vcpu_count.into()),
         gate,
         board,
-        vm,
         messages,
         bell,
         typed,
     };
-    for index in 0..vcpu_count {
-        let vcpu = machine.vm.create_vcpu(index.into());
-        let vcpu = vcpu.map_err(host("make a vCPU"))?;
+    for (index, vcpu) in (0..).zip(vcpus) {
         arch::configure_vcpu(&kvm, &vcpu, index, vcpu_count, &entry)
             .map_err(host("set up a vCPU"))?;
         let thread = VcpuThread::spawn(index, vcpu, context.clone());
@@ -231,11 +228,13 @@ impl Slots<'_> {
     /// Puts a device into the next slot: its interrupts are irqfds, its notifications ioeventfds.
     /// `name` is its thread's.
     fn plug(&mut self, name: &str, device: impl VirtioDevice + 'static) -> Result<()> {
-        let vectors = self
-            .routes
-            .vectors(VirtioPciFunction::vector_count(&device));
+        let slot = self.functions.len();
+        let vectors = self.routes.vectors(
+            VirtioPciFunction::vector_count(&device),
+            pci::requester_id(slot),
+        );
         let vectors = vectors.map_err(host("make a device's interrupts"))?;
-        let bar = pci::bar_address(self.functions.len());
+        let bar = pci::bar_address(slot);
         let memory = Arc::clone(self.memory);
         let function = VirtioPciFunction::new(name, Box::new(device), bar, memory, vectors)
             .map_err(host("make a device"))?;

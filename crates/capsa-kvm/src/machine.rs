@@ -15,7 +15,6 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 
 use capsa_core::backend::GuestEnd;
 use capsa_virtio::{Readiness, WaitSet};
-use kvm_ioctls::VmFd;
 
 use crate::board::Board;
 use crate::doorbell::Doorbell;
@@ -29,8 +28,6 @@ pub(crate) struct Machine {
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) board: Arc<Board>,
-    /// Held for as long as anything is registered with it.
-    pub(crate) vm: Arc<VmFd>,
     pub(crate) messages: Receiver<Message>,
     pub(crate) bell: Arc<Doorbell>,
     /// What is typed into the serial port, a non-blocking pipe.

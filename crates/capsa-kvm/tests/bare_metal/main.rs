@@ -5,6 +5,7 @@
 
 mod accesses;
 mod control;
+mod devices;
 mod ends;
 mod machine;
 mod payload;

@@ -6,7 +6,7 @@ use std::io::Write;
 use tempfile::NamedTempFile;
 
 /// Where the code lies: above the tables that the monitor writes for a kernel.
-const CODE: u64 = 0x100_0000;
+pub(crate) const CODE: u64 = 0x100_0000;
 
 /// The serial port's data register.
 const COM1: u16 = 0x3f8;
@@ -83,6 +83,12 @@ impl Payload {
         coded.code(&[0xc6, 0x03, value])
     }
 
+    /// `mov word [address], value`, with the address in `rbx`.
+    pub(crate) fn store_word_to(self, address: u64, value: u16) -> Self {
+        let coded = self.code(&[0x48, 0xbb]).code(&address.to_le_bytes());
+        coded.code(&[0x66, 0xc7, 0x03]).code(&value.to_le_bytes())
+    }
+
     /// `mov dword [address], value`, with the address in `rbx`.
     pub(crate) fn store_to(self, address: u64, value: u32) -> Self {
         let coded = self.code(&[0x48, 0xbb]).code(&address.to_le_bytes());
@@ -97,6 +103,36 @@ impl Payload {
     /// `hlt` for ever, with interrupts off: nothing wakes it.
     pub(crate) fn halt(self) -> Self {
         self.code(&[0xf4, 0xeb, 0xfd])
+    }
+
+    /// Loads an interrupt descriptor table at `table` whose only gate leads to `handler`, with the
+    /// present code segment. The pseudo-descriptor of `lidt` goes into the gate of vector 0.
+    pub(crate) fn interrupts(self, table: u32, vector: u8, handler: u32) -> Self {
+        let gate = u64::from(table) + u64::from(vector) * 16;
+        let (low, high) = (handler & 0xffff, handler & 0xffff_0000);
+        self.store_to(gate, low)
+            .store_to(gate + 4, high | 0x8e00) // present, interrupt gate
+            .store_to(gate + 8, 0)
+            .store_to(gate + 12, 0)
+            .code(&[0x48, 0xbb])
+            .code(&(gate + 2).to_le_bytes())
+            .code(&[0x8c, 0x0b]) // mov [rbx], cs
+            .store_to(u64::from(table) + 4, table >> 16)
+            .store_to(u64::from(table) + 8, 0)
+            .store_to(table.into(), 0xfff | table << 16)
+            .code(&[0x0f, 0x01, 0x1b]) // lidt [rbx]
+    }
+
+    /// `sti`, then `hlt` for ever.
+    pub(crate) fn wait_for_interrupts(self) -> Self {
+        self.code(&[0xfb]).halt()
+    }
+
+    /// `nop`s up to `offset` from the entry.
+    pub(crate) fn at(mut self, offset: usize) -> Self {
+        assert!(self.0.len() <= offset, "{} bytes", self.0.len());
+        self.0.resize(offset, 0x90);
+        self
     }
 
     /// An ELF file with the payload at its entry.
