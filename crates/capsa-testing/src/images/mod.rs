@@ -6,6 +6,7 @@
 //! Every function here panics with the whole reason when an image cannot be made: a test that
 //! needs a guest and does not get one fails, it does not skip.
 
+mod archive;
 mod cache;
 mod host;
 mod level1;
@@ -71,6 +72,16 @@ pub fn uefi_disk() -> PathBuf {
 #[must_use]
 pub fn level1() -> Level1 {
     made(level1::make(), "the level-1 guest")
+}
+
+/// The kit's initramfs with a further program, `/NAME`, for the kernel to start by `rdinit=`.
+#[must_use]
+pub fn initramfs_with(name: &str, program: &[u8]) -> Vec<u8> {
+    let initramfs = make_kit().and_then(|kit| {
+        let initramfs = std::fs::read(kit.initramfs)?;
+        Ok(archive::with_program(initramfs, name, program)?)
+    });
+    made(initramfs, "an initramfs")
 }
 
 /// Makes everything for tests on this machine itself. For the start of a test run: the tests need no network after it.
