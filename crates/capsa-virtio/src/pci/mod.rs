@@ -23,7 +23,7 @@
 //! it: the worker only reaches the queues' and the interrupts' parts. When the device breaks, it sets
 //! an atomic flag and sends an interrupt, for which it takes the interrupts' lock. Under that lock
 //! nothing is waited for: its holders only call [`MsiVectors`], which promises not to come back. And
-//! [`Worker::stop`] ends (see there) whatever a driver does meanwhile.
+//! the stop of a worker ends, whatever a driver does meanwhile (see `worker.rs`).
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

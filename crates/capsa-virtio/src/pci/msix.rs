@@ -271,10 +271,3 @@ impl Interrupt for Interrupts {
         self.send(ISR_CONFIG, |msix| Some(msix.config_vector));
     }
 }
-
-impl Drop for Interrupts {
-    /// The hypervisor's routes are given back.
-    fn drop(&mut self) {
-        self.set_control(false, false);
-    }
-}
