@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use capsa_virtio::pci::{MsiMessage, MsiVectors};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
+    kvm_irq_routing_msi__bindgen_ty_1,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -22,7 +23,14 @@ pub(crate) struct GsiRoutes {
 
 struct State {
     next: u32,
-    messages: BTreeMap<u32, MsiMessage>,
+    messages: BTreeMap<u32, Sent>,
+}
+
+/// A message, and the PCI function that signs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    message: MsiMessage,
+    requester: u32,
 }
 
 impl GsiRoutes {
@@ -48,12 +56,16 @@ impl GsiRoutes {
         Ok(event)
     }
 
-    /// The vectors of one device.
+    /// The vectors of one device, which signs its messages as `requester`.
     ///
     /// # Errors
     ///
     /// The process has no descriptor left, or KVM refuses.
-    pub(crate) fn vectors(self: &Arc<Self>, count: u16) -> io::Result<Arc<Vectors>> {
+    pub(crate) fn vectors(
+        self: &Arc<Self>,
+        count: u16,
+        requester: u32,
+    ) -> io::Result<Arc<Vectors>> {
         let first = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let first = state.next;
@@ -65,13 +77,14 @@ impl GsiRoutes {
             .collect();
         Ok(Arc::new(Vectors {
             first,
+            requester,
             events: events?,
             routes: Arc::clone(self),
         }))
     }
 
     /// Sends `gsi` as `message` from now on; `None`: nowhere.
-    fn program(&self, gsi: u32, message: Option<MsiMessage>) -> io::Result<()> {
+    fn program(&self, gsi: u32, message: Option<Sent>) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match message {
             Some(message) => state.messages.insert(gsi, message),
@@ -85,7 +98,7 @@ impl GsiRoutes {
             state
                 .messages
                 .iter()
-                .map(|(gsi, message)| msi_entry(*gsi, *message)),
+                .map(|(gsi, sent)| msi_entry(*gsi, *sent)),
         );
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
@@ -94,10 +107,11 @@ impl GsiRoutes {
     }
 }
 
-fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+fn msi_entry(gsi: u32, Sent { message, requester }: Sent) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_MSI,
+        flags: arch::MSI_ROUTE_FLAGS,
         ..Default::default()
     };
     let [low, high] = [message.address, message.address >> 32]
@@ -106,7 +120,7 @@ fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
         address_lo: low,
         address_hi: high,
         data: message.data,
-        ..Default::default()
+        __bindgen_anon_1: kvm_irq_routing_msi__bindgen_ty_1 { devid: requester },
     };
     entry
 }
@@ -114,6 +128,7 @@ fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
 /// The MSI-X vectors of one device: an irqfd and a GSI each.
 pub(crate) struct Vectors {
     first: u32,
+    requester: u32,
     events: Vec<EventFd>,
     routes: Arc<GsiRoutes>,
 }
@@ -123,7 +138,9 @@ impl MsiVectors for Vectors {
         if usize::from(vector) >= self.events.len() {
             return;
         }
-        if let Err(error) = self.routes.program(self.first + u32::from(vector), message) {
+        let requester = self.requester;
+        let sent = message.map(|message| Sent { message, requester });
+        if let Err(error) = self.routes.program(self.first + u32::from(vector), sent) {
             tracing::warn!(target: "capsa::kvm", %error, vector, "KVM refused an interrupt's route");
         }
     }

@@ -1,9 +1,13 @@
 //! The PCI bus: a host bridge, and the functions of the virtio devices behind it.
 //!
-//! Configuration space is accessed by ports 0xCF8 and 0xCFC (PCI Local Bus 3.0, 3.2.2.3.2); Linux
-//! uses these for the first 256 bytes also where there is a memory-mapped way.
+//! How the guest reaches configuration space is the architecture's: by ports on x86_64, in memory
+//! elsewhere. Either way an access comes to a [`ConfigAddress`].
 
-use std::sync::atomic::{AtomicU32, Ordering};
+#[cfg(target_arch = "x86_64")]
+mod ports;
+
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::AtomicU32;
 
 use capsa_virtio::pci::{BAR_SIZE, VirtioPciFunction};
 
@@ -12,16 +16,24 @@ use crate::arch::layout;
 /// Most functions besides the host bridge: a bus has 32 devices, all of ours have one function.
 pub(crate) const MAX_FUNCTIONS: usize = 31;
 
-/// The address register's bit that makes accesses to the data register configuration cycles.
-const ENABLE: u32 = 1 << 31;
-
 /// The machine's only bus.
 #[derive(Default)]
 pub(crate) struct PciBus {
     /// Device 1 is the first.
     functions: Vec<VirtioPciFunction>,
     /// The address register.
+    #[cfg(target_arch = "x86_64")]
     address: AtomicU32,
+}
+
+/// A place in the configuration space of a function, which may not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConfigAddress {
+    pub(crate) bus: u8,
+    pub(crate) device: u8,
+    pub(crate) function: u8,
+    /// Offset of a byte, below 4096.
+    pub(crate) register: u16,
 }
 
 /// Where a function's BAR lies.
@@ -32,63 +44,54 @@ pub(crate) fn bar_address(slot: usize) -> u32 {
     u32::try_from(address).unwrap_or(u32::MAX)
 }
 
+/// How a function signs its messages: its bus, device and function.
+///
+/// `slot` counts from 0, below [`MAX_FUNCTIONS`].
+pub(crate) fn requester_id(slot: usize) -> u32 {
+    u32::try_from(slot + 1).unwrap_or(u32::MAX) << 3
+}
+
 impl PciBus {
     /// A bus with these functions, in this order, each with its BAR at its [`bar_address`].
     pub(crate) fn new(functions: Vec<VirtioPciFunction>) -> Self {
         Self {
             functions,
+            #[cfg(target_arch = "x86_64")]
             address: AtomicU32::new(0),
         }
     }
 
-    /// A write to the address register.
-    pub(crate) fn select(&self, address: u32) {
-        // One vCPU at a time: a guest that races itself here gets what it asks for.
-        self.address.store(address, Ordering::Relaxed);
-    }
-
-    /// What the address register holds.
-    pub(crate) fn selected(&self) -> u32 {
-        self.address.load(Ordering::Relaxed)
-    }
-
-    /// The device and the offset that the address register and an offset into the data register
-    /// name, if it is one of this bus.
-    fn target(&self, offset: u8) -> Option<(usize, usize)> {
-        let address = self.selected();
-        let [register, device_function, bus, _] = address.to_le_bytes();
-        let (device, function) = (device_function >> 3, device_function & 7);
-        let on_bus = address & ENABLE != 0 && bus == 0 && function == 0;
-        on_bus.then(|| {
-            (
-                device.into(),
-                usize::from(register & !3) + usize::from(offset),
-            )
-        })
-    }
-
-    /// A read from the data register, `offset` bytes into it.
-    pub(crate) fn config_read(&self, offset: u8, data: &mut [u8]) {
+    /// A read from configuration space.
+    pub(crate) fn config_read(&self, at: ConfigAddress, data: &mut [u8]) {
         data.fill(0xff);
-        match self.target(offset) {
-            Some((0, register)) => read_host_bridge(register, data),
-            Some((device, register)) => {
-                if let Some(function) = self.functions.get(device - 1) {
-                    function.config_read(register, data);
+        match at {
+            ConfigAddress {
+                bus: 0,
+                device: 0,
+                function: 0,
+                register,
+            } => read_host_bridge(register.into(), data),
+            _ => {
+                if let Some(function) = self.function(at) {
+                    function.config_read(at.register.into(), data);
                 }
             }
-            None => {}
         }
     }
 
-    /// A write to the data register, `offset` bytes into it.
-    pub(crate) fn config_write(&self, offset: u8, data: &[u8]) {
+    /// A write to configuration space.
+    pub(crate) fn config_write(&self, at: ConfigAddress, data: &[u8]) {
         // The host bridge has nothing to write.
-        if let Some((device, register)) = self.target(offset)
-            && let Some(function) = device.checked_sub(1).and_then(|n| self.functions.get(n))
-        {
-            function.config_write(register, data);
+        if let Some(function) = self.function(at) {
+            function.config_write(at.register.into(), data);
         }
+    }
+
+    /// A function of a virtio device.
+    fn function(&self, at: ConfigAddress) -> Option<&VirtioPciFunction> {
+        let slot = usize::from(at.device).checked_sub(1)?;
+        let on_bus = at.bus == 0 && at.function == 0;
+        self.functions.get(slot).filter(|_| on_bus)
     }
 
     fn bar(&self, address: u64) -> Option<(&VirtioPciFunction, u64)> {

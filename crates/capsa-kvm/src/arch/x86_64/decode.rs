@@ -49,7 +49,7 @@ pub(crate) fn port_write(board: &Board, port: u16, data: &mut &[u8]) -> Access {
         }
         _ => {
             if let Some(offset) = offset_in(port, layout::PCI_CONFIG_DATA) {
-                board.pci.config_write(offset, data);
+                board.pci.data_write(offset, data);
             }
         }
     }
@@ -64,7 +64,7 @@ pub(crate) fn port_read(board: &Board, port: u16, data: &mut [u8]) {
         return;
     }
     if let Some(offset) = offset_in(port, layout::PCI_CONFIG_DATA) {
-        board.pci.config_read(offset, data);
+        board.pci.data_read(offset, data);
         return;
     }
     if port == layout::PCI_CONFIG_ADDRESS && data.len() == 4 {

@@ -10,16 +10,31 @@ use std::io;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::layout;
+
+/// Flags of the routes of messages: where they come from does not matter.
+pub(crate) const MSI_ROUTE_FLAGS: u32 = 0;
+
+/// Makes the vCPUs and, before them, the interrupt controllers, from which each gets its local APIC.
+///
+/// # Errors
+///
+/// KVM refuses.
+pub(crate) fn create_vcpus(vm: &VmFd, count: u8) -> io::Result<Vec<VcpuFd>> {
+    create_interrupt_controller(vm)?;
+    (0..count)
+        .map(|index| Ok(vm.create_vcpu(index.into())?))
+        .collect()
+}
 
 /// Makes the interrupt controllers. To be called once, before the first vCPU is made.
 ///
 /// # Errors
 ///
 /// KVM refuses.
-pub(crate) fn create_interrupt_controller(vm: &VmFd) -> io::Result<()> {
+pub(super) fn create_interrupt_controller(vm: &VmFd) -> io::Result<()> {
     // Before the vCPUs, and below 4 GiB where no memory is: for Intel processors that cannot run
     // real mode in a guest.
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;

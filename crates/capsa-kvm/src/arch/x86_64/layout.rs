@@ -96,9 +96,9 @@ pub(crate) const POWER_BUTTON_EVENT: u8 = 1 << 0;
 /// The IOAPIC's pins are the GSIs from 0 on.
 pub(super) const IOAPIC_PINS: u32 = 24;
 /// The first serial port's, as on every PC.
-pub(crate) const COM1_GSI: u32 = 4;
-/// The generic event device's.
-pub(crate) const ACPI_EVENT_GSI: u32 = 5;
+pub(crate) const SERIAL_GSI: u32 = 4;
+/// The generic event device's, whose only event is the power button.
+pub(crate) const POWER_BUTTON_GSI: u32 = 5;
 /// The first GSI that is not a pin.
 pub(crate) const FIRST_MSI_GSI: u32 = IOAPIC_PINS;
 

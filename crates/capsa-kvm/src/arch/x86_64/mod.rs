@@ -20,8 +20,8 @@ mod load;
 mod registers;
 mod vcpu;
 
-pub(crate) use interrupts::{create_interrupt_controller, pin_routes};
+pub(crate) use interrupts::{MSI_ROUTE_FLAGS, create_vcpus, pin_routes};
 pub(crate) use layout::memory_regions;
 pub(crate) use load::load;
-pub(crate) use registers::{Registers, describe_vcpu};
+pub(crate) use registers::describe_vcpu;
 pub(crate) use vcpu::{Entry, configure_vcpu};

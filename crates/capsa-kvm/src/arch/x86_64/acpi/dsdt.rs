@@ -43,7 +43,7 @@ fn events() -> Vec<u8> {
         "GED_",
         &[
             &name("_HID", &"ACPI0013"),
-            &resources(&[&edge_interrupt(layout::ACPI_EVENT_GSI)]),
+            &resources(&[&edge_interrupt(layout::POWER_BUTTON_GSI)]),
             &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &port, &1_u8),
             &Field::new(
                 "EVTR".into(),
@@ -73,7 +73,7 @@ fn serial_port() -> Vec<u8> {
             &name("_UID", &ZERO),
             &resources(&[
                 &ports(*layout::COM1_PORTS.start(), 8),
-                &edge_interrupt(layout::COM1_GSI),
+                &edge_interrupt(layout::SERIAL_GSI),
             ]),
         ],
     )

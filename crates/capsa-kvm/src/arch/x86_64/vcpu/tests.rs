@@ -2,8 +2,9 @@
 
 use kvm_ioctls::VcpuExit;
 
+use super::super::interrupts::create_interrupt_controller;
 use super::super::load::fixtures::{boot, file, kernel, pvh_kernel};
-use super::super::{create_interrupt_controller, describe_vcpu, load};
+use super::super::{describe_vcpu, load};
 use super::*;
 use crate::loader::Hardware;
 
