@@ -52,6 +52,12 @@ enum Command {
     },
     /// Compares Capsa with a QEMU started by hand; prints a table.
     Bench {
+        /// Compares Capsa's own machine with QEMU and further monitors, as `kvm` runs a command.
+        #[arg(long)]
+        kvm: bool,
+        /// A further monitor: `firecracker=FILE` or `cloud-hypervisor=FILE`.
+        #[arg(long = "peer", value_name = "NAME=FILE", requires = "kvm")]
+        peers: Vec<String>,
         /// How often each is measured.
         #[arg(long, default_value_t = 10)]
         pairs: u32,
@@ -102,7 +108,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             kvm::run_tests(&mut counts, &names)?;
             eprintln!("{counts}");
         }
-        Command::Bench { pairs, json } => bench::run(pairs, json.as_deref())?,
+        Command::Bench {
+            kvm,
+            peers,
+            pairs,
+            json,
+        } => match kvm {
+            true => kvm::run_bench(pairs, &peers, json.as_deref())?,
+            false => bench::run(pairs, json.as_deref())?,
+        },
         Command::Soak { cycles, seed } => soak::run(cycles, seed)?,
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
     }

@@ -5,6 +5,7 @@
 //! files as its root.
 //!
 //! ```text
+//! bench.rs      compares Capsa's own machine with other monitors
 //! mod.rs        which of the two, and the status
 //! session.rs    the command as a script: environment, folder, arguments
 //! folder.rs     what a running bench keeps on this machine, and its removal
@@ -24,12 +25,14 @@ use anyhow::{Context, Result};
 use crate::packages::{self, BUSYBOX, QEMU};
 use crate::workspace::{self, cargo, check, debug_folder, display, output};
 
+mod bench;
 mod folder;
 mod machine;
 mod session;
 mod tests;
 mod watch;
 
+pub(crate) use bench::run as run_bench;
 use folder::Folder;
 use machine::Kernel;
 use session::Session;

@@ -9,6 +9,9 @@ cd /run/level1 || exit
 
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 share "$share" || exit
 
+# What KVM counts.
+mount -t debugfs debugfs /sys/kernel/debug || exit
+
 # The ports appear some time after their driver.
 port() {
     until set -- /dev/vport*"p$1" && [ -e "$1" ]; do sleep 0.02; done

@@ -1,0 +1,116 @@
+//! Medians, ratios, tables.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+/// One quantity of several contestants, the first of which is Capsa's.
+pub(crate) struct Table {
+    title: String,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// The quantity of one contestant.
+pub(crate) struct Row {
+    name: String,
+    /// A value per round.
+    pub(crate) values: Vec<f64>,
+}
+
+/// Quantities that were measured together.
+pub(crate) struct Tables(pub(crate) Vec<Table>);
+
+impl Tables {
+    pub(crate) fn text(&self) -> String {
+        self.0.iter().map(Table::text).collect()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let table = |table: &Table| (table.title.clone(), table.json());
+        Value::Object(self.0.iter().map(table).collect())
+    }
+}
+
+impl Table {
+    pub(crate) fn new(title: impl Into<String>, names: impl IntoIterator<Item = String>) -> Self {
+        let row = |name| Row {
+            name,
+            values: Vec::new(),
+        };
+        Self {
+            title: title.into(),
+            rows: names.into_iter().map(row).collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "\n{:32}{:>10}{:>10}{:>10}{:>14}\n",
+            self.title, "median", "least", "most", "capsa / this"
+        );
+        for row in &self.rows {
+            let least = row.values.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = row.values.iter().copied().fold(0.0, f64::max);
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "  {:30}{:10.1}{least:10.1}{most:10.1}{:14.3}",
+                row.name,
+                median(&row.values),
+                self.ratio(row),
+            );
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let row = |row: &Row| {
+            json!({
+                "name": row.name,
+                "median": median(&row.values),
+                "capsa_to_this": self.ratio(row),
+                "values": row.values,
+            })
+        };
+        self.rows.iter().map(row).collect()
+    }
+
+    /// The median of how much Capsa's value is of this row's, round by round.
+    fn ratio(&self, row: &Row) -> f64 {
+        let capsa = self.rows.first().map_or(&[][..], |first| &first.values);
+        let pairs = capsa.iter().zip(&row.values);
+        median(&pairs.map(|(capsa, this)| capsa / this).collect::<Vec<_>>())
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_owned();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.get(middle), values.len() % 2) {
+        (None, _) => f64::NAN,
+        (Some(&upper), 1) => upper,
+        (Some(&upper), _) => f64::midpoint(values[middle - 1], upper),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_its_round() {
+        let mut table = Table::new("ms", ["capsa".to_owned(), "other".to_owned()]);
+        table.rows[0].values = vec![1.0, 10.0, 100.0];
+        table.rows[1].values = vec![2.0, 20.0, 400.0];
+        assert_eq!(table.ratio(&table.rows[1]), 0.5);
+        assert_eq!(table.ratio(&table.rows[0]), 1.0);
+    }
+}

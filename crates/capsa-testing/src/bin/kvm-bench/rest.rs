@@ -1,0 +1,168 @@
+//! A guest that does nothing: what its monitor costs the host meanwhile.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use capsa_testing::processes;
+
+use crate::guest::{Guest, MEMORY_MB};
+use crate::monitor::{Contestant, Task};
+use crate::report::{Table, Tables};
+use crate::vm::Vm;
+
+/// How often each is looked at.
+const ROUNDS: usize = 3;
+
+/// What a kernel still does after it has started its first process takes some time.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// How long exits and wake-ups are counted.
+const COUNTED: Duration = Duration::from_secs(10);
+
+/// Where KVM counts what its VMs do (Linux, virt/kvm/kvm_main.c), for root only.
+const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
+
+/// Lets the guest of each contestant rest.
+pub(crate) async fn measure(contestants: &[Contestant], guest: &Guest) -> Result<Tables> {
+    let names = || contestants.iter().map(Contestant::to_string);
+    let mut tables = [
+        "RSS beyond the guest's, KiB",
+        "PSS beyond the guest's, KiB",
+        "idle: exits per second",
+        "idle: wake-ups per second",
+    ]
+    .map(|title| Table::new(title, names()));
+    for _ in 0..ROUNDS {
+        for (index, contestant) in contestants.iter().enumerate() {
+            let values = rest(contestant, guest).await?;
+            for (table, value) in tables.iter_mut().zip(values) {
+                table.rows[index].values.push(value);
+            }
+        }
+    }
+    Ok(Tables(tables.into()))
+}
+
+/// Returns the values in the order of the tables.
+async fn rest(contestant: &Contestant, guest: &Guest) -> Result<[f64; 4]> {
+    let mut vm = Vm::start(contestant, guest, Task::Idle, None)?;
+    vm.wait_for("ready").await?;
+    let pid = vm.pid()?;
+    tokio::time::sleep(SETTLED).await;
+
+    let started = Instant::now();
+    let before = (exits(pid)?, wake_ups(pid)?);
+    tokio::time::sleep(COUNTED).await;
+    let after = (exits(pid)?, wake_ups(pid)?);
+    let seconds = started.elapsed().as_secs_f64();
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let memory = Memory::beyond_guest(&smaps).with_context(|| contestant.to_string())?;
+    vm.kill().await?;
+
+    eprintln!("{contestant}: {} KiB beyond the guest's memory", memory.rss);
+    let rate = |before: u64, after: u64| count(after.saturating_sub(before)) / seconds;
+    Ok([
+        count(memory.rss),
+        count(memory.pss),
+        rate(before.0, after.0),
+        rate(before.1, after.1),
+    ])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn count(value: u64) -> f64 {
+    value as f64
+}
+
+/// How often vCPUs of the process have left the guest.
+fn exits(pid: u32) -> Result<u64> {
+    let folder = fs::read_dir(KVM_COUNTERS)
+        .with_context(|| format!("{KVM_COUNTERS}: needs root, and debugfs mounted"))?;
+    let mut exits = 0;
+    for vm in folder {
+        let vm = vm?;
+        // A folder is named by the process and its descriptor.
+        let owner = vm.file_name();
+        let owner = owner.to_string_lossy();
+        if owner
+            .split_once('-')
+            .is_some_and(|(owner, _)| owner == pid.to_string())
+        {
+            exits += fs::read_to_string(vm.path().join("exits"))?
+                .trim()
+                .parse::<u64>()?;
+        }
+    }
+    Ok(exits)
+}
+
+/// How often a thread of the process has gone to sleep, and so was woken.
+fn wake_ups(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?.file_name().to_string_lossy().parse()?;
+        // One that has ended meanwhile counts no more.
+        let switches = processes::status_line(pid, thread, "voluntary_ctxt_switches");
+        sum += switches.map_or(Ok(0), |switches| switches.parse::<u64>())?;
+    }
+    Ok(sum)
+}
+
+/// Memory in KiB.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Memory {
+    /// Resident, whoever else has it too.
+    rss: u64,
+    /// The same, but what several processes share counts in parts.
+    pss: u64,
+}
+
+impl Memory {
+    /// Adds up the mappings of a process (proc(5), `/proc/PID/smaps`), but for the guest's memory:
+    /// the one mapping of its size.
+    fn beyond_guest(smaps: &str) -> Result<Self> {
+        let guest = MEMORY_MB << 10;
+        let mut sum = Self::default();
+        let mut guests = 0;
+        let mut is_guest = false;
+        for line in smaps.lines() {
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
+            let Some(kib) = value.trim().strip_suffix(" kB") else {
+                continue;
+            };
+            let kib: u64 = kib.parse().with_context(|| line.to_owned())?;
+            match key {
+                "Size" => {
+                    is_guest = kib == guest;
+                    guests += usize::from(is_guest);
+                }
+                "Rss" if !is_guest => sum.rss += kib,
+                "Pss" if !is_guest => sum.pss += kib,
+                _ => {}
+            }
+        }
+        ensure!(guests == 1, "{guests} mappings of {guest} KiB in\n{smaps}");
+        Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: &str = "55d0-7ffc r-xp 00000000 08:01 12 /usr/bin/capsa\nSize: 16 kB\n\
+                           Rss: 12 kB\nPss: 7 kB\nPss_Dirty: 5 kB\nVmFlags: rd ex\n";
+    const GUEST: &str =
+        "7f00-7f10 rw-p 00000000 00:00 0\nSize: 262144 kB\nRss: 8000 kB\nPss: 8000 kB\n";
+
+    #[test]
+    fn the_guests_memory_is_left_out() {
+        let memory = Memory::beyond_guest(&[PROGRAM, GUEST, PROGRAM].concat());
+        assert_eq!(memory.unwrap(), Memory { rss: 24, pss: 14 });
+        assert!(Memory::beyond_guest(PROGRAM).is_err());
+        assert!(Memory::beyond_guest(&GUEST.repeat(2)).is_err());
+    }
+}

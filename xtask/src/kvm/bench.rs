@@ -1,0 +1,75 @@
+//! The benchmark that compares Capsa's own machine with other monitors: `cargo xtask bench --kvm`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::watch::End;
+use super::{Bench, try_run};
+use crate::workspace::{cargo, check, command, release_folder, target_folder};
+
+/// The guest's first process is built for the target, not for the host, although both are the same:
+/// programs that run while cargo builds cannot all be linked statically.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds the command, the benchmark and its guest optimised, and runs the benchmark. A peer is
+/// `NAME=FILE`.
+///
+/// # Errors
+///
+/// A build fails, the bench fails, or a VM does not do what it is told.
+pub(crate) fn run(pairs: u32, peers: &[String], json: Option<&Path>) -> Result<()> {
+    check(
+        cargo(["build", "--locked", "--release"])?
+            .args(["--package", "capsa-cli", "--bin", "capsa"])
+            .args(["--package", "capsa-testing", "--bin", "kvm-bench"])
+            .args(["--bin", "prepare-images"]),
+    )?;
+    let linked_statically =
+        format!("target.{GUEST_TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
+    check(
+        cargo(["build", "--locked", "--release"])?
+            .args(["--package", "capsa-bench-guest", "--target", GUEST_TARGET])
+            .args(["--config", &linked_statically]),
+    )?;
+    let programs = release_folder()?;
+    // The bench has no network from which a guest could be made.
+    check(&mut command(programs.join("prepare-images"))?)?;
+    let target = target_folder()?;
+    let guest = target.join(GUEST_TARGET).join("release/capsa-bench-guest");
+    let folder = target.join("kvm-bench");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let report = folder.join("report.json");
+
+    let mut line = vec![programs.join("kvm-bench").into_os_string()];
+    for (option, value) in [
+        ("--capsa", programs.join("capsa")),
+        ("--init", guest),
+        ("--json", report.clone()),
+    ] {
+        line.extend([option.into(), value.into()]);
+    }
+    line.extend(["--pairs".into(), pairs.to_string().into()]);
+    for peer in peers {
+        line.extend(["--peer".into(), peer.into()]);
+    }
+    let bench = Bench {
+        memory: 4096,
+        // What two processors of an emulated machine do at once depends on what else the host does.
+        cpus: 1,
+        timeout: 7200,
+        share: Some(folder),
+        command: line,
+    };
+    match try_run(&bench)? {
+        End::Exited(0) => {}
+        End::Exited(status) => bail!("the benchmark ended with status {status}"),
+        End::TimedOut => bail!("the time of {} s is up", bench.timeout),
+        End::Interrupted => bail!("interrupted"),
+    }
+    if let Some(file) = json {
+        fs::copy(&report, file).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
