@@ -1,9 +1,15 @@
 //! What a machine boots, and what can be wrong with it; how it is loaded is the architecture's.
 
+mod initrd;
+mod read;
+
 use std::fs::File;
 use std::io;
 
 use vm_memory::GuestMemoryError;
+
+pub(crate) use initrd::load_initrd;
+pub(crate) use read::{fill, read_head};
 
 /// What a machine boots.
 #[derive(Debug)]
@@ -40,6 +46,10 @@ pub(crate) enum LoadError {
         /// Most bytes, without the NUL.
         max: u32,
     },
+    /// The host has no random bytes for the kernel, or the device tree cannot be made.
+    #[cfg(any(target_arch = "aarch64", test))]
+    #[error("the device tree cannot be made")]
+    DeviceTree(#[source] io::Error),
     /// Tables do not fit into the machine's memory.
     #[error("the machine's memory cannot be written")]
     Memory(#[from] GuestMemoryError),
@@ -55,9 +65,17 @@ pub(crate) enum KernelError {
     #[error("it is truncated")]
     Truncated,
     /// No format that is known.
-    #[error("it is neither a bzImage nor an ELF file of a 64-bit x86 kernel")]
+    #[cfg_attr(
+        target_arch = "x86_64",
+        error("it is neither a bzImage nor an ELF file of a 64-bit x86 kernel")
+    )]
+    #[cfg_attr(
+        target_arch = "aarch64",
+        error("it is not the uncompressed Image of a 64-bit Arm kernel")
+    )]
     UnknownFormat,
     /// A bzImage of long ago.
+    #[cfg(target_arch = "x86_64")]
     #[error(
         "it has boot protocol {}.{:02}; 2.12 (Linux 3.8) or later is needed, which has a 64-bit \
          entry",
@@ -69,6 +87,7 @@ pub(crate) enum KernelError {
         version: u16,
     },
     /// A bzImage of a 32-bit kernel.
+    #[cfg(target_arch = "x86_64")]
     #[error("it has no 64-bit entry")]
     No64BitEntry,
     /// Its headers contradict themselves.
@@ -96,6 +115,9 @@ pub(crate) enum InitrdError {
     /// The host refused to read it.
     #[error("it cannot be read")]
     Read(#[source] io::Error),
+    /// There is nothing in it, or it is no regular file.
+    #[error("it is empty")]
+    Empty,
     /// It got shorter while it was read.
     #[error("it got shorter while it was read")]
     Truncated,

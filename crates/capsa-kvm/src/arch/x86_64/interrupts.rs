@@ -29,12 +29,8 @@ pub(crate) fn create_vcpus(vm: &VmFd, count: u8) -> io::Result<Vec<VcpuFd>> {
         .collect()
 }
 
-/// Makes the interrupt controllers. To be called once, before the first vCPU is made.
-///
-/// # Errors
-///
-/// KVM refuses.
-pub(super) fn create_interrupt_controller(vm: &VmFd) -> io::Result<()> {
+/// Makes the interrupt controllers.
+fn create_interrupt_controller(vm: &VmFd) -> io::Result<()> {
     // Before the vCPUs, and below 4 GiB where no memory is: for Intel processors that cannot run
     // real mode in a guest.
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;

@@ -4,23 +4,19 @@
 mod boot_params;
 mod bzimage;
 mod elf;
-mod initrd;
 mod memory_map;
 mod start_info;
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 
 use linux_loader::bootparam::setup_header;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-    ReadVolatile, VolatileMemoryError,
 };
 
 use super::vcpu::{self, Entry};
 use super::{acpi, layout};
-use crate::loader::{BootSource, Hardware, KernelError, LoadError};
+use crate::loader::{BootSource, Hardware, KernelError, LoadError, load_initrd, read_head};
 
 /// Fills the machine's memory, which must be zero. Blocks for as long as the files take to be read.
 ///
@@ -34,16 +30,19 @@ pub(crate) fn load(
 ) -> Result<Entry, LoadError> {
     let kernel = load_kernel(memory, &source.kernel).map_err(LoadError::Kernel)?;
     let initrd = match &source.initrd {
-        Some(file) => Some(initrd::load(memory, file, &kernel).map_err(LoadError::Initrd)?),
+        Some(file) => {
+            let free = kernel.end..kernel.initrd_limit.min(ram_end(memory));
+            let taken = load_initrd(memory, file, free).map_err(LoadError::Initrd)?;
+            Some(Initrd {
+                start: low(taken.start)?,
+                size: low(taken.end - taken.start)?,
+            })
+        }
         None => None,
     };
     write_cmdline(memory, source.cmdline, kernel.cmdline_size)?;
     let rsdp = acpi::write_tables(memory, hardware)?;
-    let told = Told {
-        initrd,
-        cmdline_len: source.cmdline.len(),
-        rsdp,
-    };
+    let told = Told { initrd, rsdp };
     match kernel.entry {
         Entry::Long { .. } => boot_params::write(memory, kernel.header, &told)?,
         Entry::Pvh { .. } => start_info::write(memory, &told)?,
@@ -70,7 +69,6 @@ struct Kernel {
 #[derive(Debug)]
 struct Told {
     initrd: Option<Initrd>,
-    cmdline_len: usize,
     rsdp: GuestAddress,
 }
 
@@ -85,44 +83,11 @@ struct Initrd {
 const HEAD: usize = 4096;
 
 fn load_kernel(memory: &GuestMemoryMmap, file: &File) -> Result<Kernel, KernelError> {
-    let head = read_head(file).map_err(KernelError::Read)?;
+    let head = read_head(file, HEAD).map_err(KernelError::Read)?;
     match head.starts_with(b"\x7fELF") {
         true => elf::load(memory, file, &head),
         false => bzimage::load(memory, file, &head),
     }
-}
-
-/// The first [`HEAD`] bytes of a file, or all that it has.
-fn read_head(file: &File) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; HEAD];
-    let mut len = 0;
-    while len < HEAD {
-        match file.read_at(&mut head[len..], len as u64) {
-            Ok(0) => break,
-            Ok(read) => len += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    head.truncate(len);
-    Ok(head)
-}
-
-/// Reads `len` bytes straight into the guest's memory; they must lie in one region.
-fn fill(
-    memory: &GuestMemoryMmap,
-    start: u64,
-    len: usize,
-    source: &mut impl ReadVolatile,
-) -> io::Result<()> {
-    let slice = memory.get_slice(GuestAddress(start), len);
-    let read = slice
-        .map_err(io::Error::other)
-        .map(|mut slice| source.read_exact_volatile(&mut slice))?;
-    read.map_err(|error| match error {
-        VolatileMemoryError::IOError(error) => error,
-        error => io::Error::other(error),
-    })
 }
 
 /// The first address after the RAM that a kernel and its initial RAM disk may have.

@@ -7,7 +7,9 @@ use super::*;
 fn table_at(memory: &GuestMemoryMmap, address: u64) -> Vec<u8> {
     let len: u32 = memory.read_obj(GuestAddress(address + 4)).unwrap();
     let mut table = vec![0; len.try_into().unwrap()];
-    memory.read_slice(&mut table, GuestAddress(address)).unwrap();
+    memory
+        .read_slice(&mut table, GuestAddress(address))
+        .unwrap();
     assert_eq!(sum(&table), 0, "checksum of {:?}", table.first_chunk::<4>());
     table
 }
@@ -18,14 +20,21 @@ fn sum(bytes: &[u8]) -> u8 {
 
 fn number<const N: usize>(table: &[u8], at: usize) -> u64 {
     let bytes: [u8; N] = table[at..][..N].try_into().unwrap();
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// The FADT, the MADT and the DSDT of a machine with so many vCPUs.
 fn tables(vcpus: u8) -> [Vec<u8>; 3] {
     let memory = memory(128);
     let rsdp = write_tables(&memory, &Hardware { vcpus }).unwrap();
-    assert_eq!((rsdp.0, rsdp.0 % 16), (0xe_0000, 0), "where PC software looks for it");
+    assert_eq!(
+        (rsdp.0, rsdp.0 % 16),
+        (0xe_0000, 0),
+        "where PC software looks for it"
+    );
     let mut first = [0; 36];
     memory.read_slice(&mut first, rsdp).unwrap();
     assert_eq!(&first[..8], b"RSD PTR ");
@@ -52,8 +61,14 @@ fn the_fadt_has_no_old_pc_in_it() {
     let register = |at| (number::<4>(&fadt, at), number::<8>(&fadt, at + 4));
     assert_eq!(register(116), (0x0100_0801, layout::ACPI_RESET.into()));
     assert_eq!(fadt[128], layout::ACPI_RESET_VALUE);
-    assert_eq!(register(244), (0x0100_0801, layout::ACPI_SLEEP_CONTROL.into()));
-    assert_eq!(register(256), (0x0100_0801, layout::ACPI_SLEEP_STATUS.into()));
+    assert_eq!(
+        register(244),
+        (0x0100_0801, layout::ACPI_SLEEP_CONTROL.into())
+    );
+    assert_eq!(
+        register(256),
+        (0x0100_0801, layout::ACPI_SLEEP_STATUS.into())
+    );
 }
 
 #[test]
@@ -103,9 +118,13 @@ fn the_dsdt_has_the_devices_with_their_ports() {
     }
     assert!(has(b"GED_\x08_HID\x0dACPI0013\0"));
     assert!(has(b"PEVT\x08_HID\x0dQEMU0001\0"));
-    assert!(io(0x3f8, 8) && interrupt(layout::COM1_GSI));
-    assert!(io(layout::PVPANIC, 1) && interrupt(layout::ACPI_EVENT_GSI));
+    assert!(io(0x3f8, 8) && interrupt(layout::SERIAL_GSI));
+    assert!(io(layout::PVPANIC, 1) && interrupt(layout::POWER_BUTTON_GSI));
     assert!(io(layout::PCI_CONFIG_ADDRESS, 8));
     // _S5 is the sleep type that the sleep control register takes.
-    assert!(has(&[b"\x08_S5_\x12"[..].to_vec(), vec![4, 1, 0x0a, layout::S5_SLEEP_TYPE]].concat()));
+    assert!(has(&[
+        b"\x08_S5_\x12"[..].to_vec(),
+        vec![4, 1, 0x0a, layout::S5_SLEEP_TYPE]
+    ]
+    .concat()));
 }

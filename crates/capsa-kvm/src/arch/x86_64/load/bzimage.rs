@@ -7,8 +7,8 @@ use linux_loader::bootparam::{LOADED_HIGH, XLF_KERNEL_64, setup_header};
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
 use super::elf::unreadable;
-use super::{Entry, Kernel, check_fits, fill, layout};
-use crate::loader::KernelError;
+use super::{Entry, Kernel, check_fits, layout};
+use crate::loader::{KernelError, fill};
 
 /// Where the header is in the file.
 const HEADER: usize = 0x1f1;

@@ -10,8 +10,8 @@ use object::elf::{EM_X86_64, ET_EXEC, FileHeader64, NoteType, PT_LOAD, PT_NOTE, 
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
 use vm_memory::{GuestMemoryMmap, ReadVolatile};
 
-use super::{Entry, Kernel, check_fits, fill, layout};
-use crate::loader::KernelError;
+use super::{Entry, Kernel, check_fits, layout};
+use crate::loader::{KernelError, fill};
 
 /// `XEN_ELFNOTE_PHYS32_ENTRY` of Xen's public/elfnote.h: the address of the PVH entry.
 const PHYS32_ENTRY: NoteType = NoteType(18);
@@ -71,7 +71,7 @@ impl<'data> Elf<'data> {
             file.read_exact_at(&mut data, segment.p_offset(LittleEndian))
                 .map_err(unreadable)?;
             let align = segment.p_align(LittleEndian);
-            let notes = NoteIterator::<FileHeader64<_>>::new(LittleEndian, align.into(), &data);
+            let notes = NoteIterator::<FileHeader64<_>>::new(LittleEndian, align, &data);
             let damaged = |_| KernelError::Damaged("its notes");
             for note in notes.map_err(damaged)? {
                 let note = note.map_err(damaged)?;

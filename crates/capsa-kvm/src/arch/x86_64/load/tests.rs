@@ -181,6 +181,19 @@ fn an_initial_ram_disk_stays_off_the_kernel() {
 }
 
 #[test]
+fn an_empty_initial_ram_disk_is_refused() {
+    let source = BootSource {
+        initrd: Some(file(b"")),
+        ..boot(file(&kernel(b"code")))
+    };
+    let error = load(&memory(128), &source, &HARDWARE).unwrap_err();
+    assert!(
+        matches!(error, LoadError::Initrd(InitrdError::Empty)),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn an_initial_ram_disk_is_below_the_kernels_limit() {
     let mut limited = header();
     limited.initrd_addr_max = 0x37ff_ffff;
@@ -253,7 +266,7 @@ fn a_bzimage_needs_room_to_unpack_itself() {
     };
     assert_eq!((start, end), (CODE, (128 << 20) + 1));
     with(u64::MAX, 0).unwrap_err();
-    with(u64::MAX & !0x1f_ffff, u32::MAX).unwrap_err();
+    with(!0x1f_ffff, u32::MAX).unwrap_err();
     // One that can be moved is put above what is taken, and aligned.
     let (_, entry) = with(0x1000, 1 << 20).unwrap();
     assert_eq!(entry, Entry::Long { rip: 0x20_0200 });

@@ -2,9 +2,8 @@
 
 use kvm_ioctls::VcpuExit;
 
-use super::super::interrupts::create_interrupt_controller;
 use super::super::load::fixtures::{boot, file, kernel, pvh_kernel};
-use super::super::{describe_vcpu, load};
+use super::super::{create_vcpus, describe_vcpu, load};
 use super::*;
 use crate::loader::Hardware;
 
@@ -19,15 +18,13 @@ fn machine(image: &[u8], vcpus: u8) -> Machine {
     let kvm = Kvm::new().unwrap();
     let vm = kvm.create_vm().unwrap();
     let memory = crate::memory::map(&vm, 128 << 20).unwrap();
-    create_interrupt_controller(&vm).unwrap();
     let entry = load(&memory, &boot(file(image)), &Hardware { vcpus }).unwrap();
-    let made = (0..vcpus).map(|index| {
-        let vcpu = vm.create_vcpu(index.into()).unwrap();
-        configure_vcpu(&kvm, &vcpu, index, vcpus, &entry).unwrap();
-        vcpu
-    });
+    let made = create_vcpus(&vm, vcpus).unwrap();
+    for (index, vcpu) in (0..).zip(&made) {
+        configure_vcpu(&kvm, vcpu, index, vcpus, &entry).unwrap();
+    }
     Machine {
-        vcpus: made.collect(),
+        vcpus: made,
         memory,
         _vm: vm,
     }

@@ -2,43 +2,45 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::{Initrd, Kernel, fill, ram_end};
-use crate::loader::InitrdError;
+use super::InitrdError;
+use super::read::fill;
 
 const PAGE: u64 = 4096;
 
-/// Reads it to a page boundary below the kernel's limit and the end of the RAM.
-pub(super) fn load(
+/// Reads it to a page boundary, from `free.start` on at the lowest, `free.end` being the first
+/// address that it may not have; all of that must be one region of memory.
+///
+/// # Errors
+///
+/// It does not fit, or cannot be read.
+pub(crate) fn load_initrd(
     memory: &GuestMemoryMmap,
     file: &File,
-    kernel: &Kernel,
-) -> Result<Initrd, InitrdError> {
+    free: Range<u64>,
+) -> Result<Range<u64>, InitrdError> {
     let size = file.metadata().map_err(InitrdError::Read)?.len();
-    let limit = kernel.initrd_limit.min(ram_end(memory));
+    if size == 0 {
+        return Err(InitrdError::Empty);
+    }
+    let (kernel_end, limit) = (free.start, free.end);
     let does_not_fit = || InitrdError::DoesNotFit {
         size,
-        room: limit.saturating_sub(kernel.end.next_multiple_of(PAGE)),
-        kernel_end: kernel.end,
+        room: limit.saturating_sub(kernel_end.next_multiple_of(PAGE)),
+        kernel_end,
         limit,
     };
     let start = limit.checked_sub(size).map(|start| start / PAGE * PAGE);
     let start = start
-        .filter(|start| *start >= kernel.end)
+        .filter(|start| *start >= kernel_end)
         .ok_or_else(does_not_fit)?;
-    // Both are below the limit, and that is below 4 GiB.
-    let (Ok(low_start), Ok(low_size)) = (u32::try_from(start), u32::try_from(size)) else {
-        return Err(does_not_fit());
-    };
     let len = usize::try_from(size).map_err(|_| does_not_fit())?;
     fill(memory, start, len, &mut &*file).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => InitrdError::Truncated,
         _ => InitrdError::Read(error),
     })?;
-    Ok(Initrd {
-        start: low_start,
-        size: low_size,
-    })
+    Ok(start..start + size)
 }
