@@ -12,6 +12,9 @@ use crate::step::Steps;
 use crate::tools;
 use crate::workspace::{self, cargo, check, debug_folder};
 
+/// The other architecture that the monitor is compiled for.
+const AARCH64: &str = "aarch64-unknown-linux-gnu";
+
 /// Runs every check and every test. The last line counts the tests, after the names of the steps
 /// that failed.
 ///
@@ -35,6 +38,13 @@ pub(crate) fn run() -> Result<ExitCode> {
             cargo(["clippy", "--all-targets"])?
                 .args(EVERYTHING)
                 .args(["--", "--deny", "warnings"]),
+        )
+    });
+    steps.check("aarch64", || {
+        tools::provide_target(AARCH64)?;
+        check(
+            cargo(["clippy", "--all-targets", "-p", "capsa-kvm"])?
+                .args(["--target", AARCH64, "--", "--deny", "warnings"]),
         )
     });
     steps.check("documentation", || {

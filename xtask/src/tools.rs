@@ -1,10 +1,12 @@
-//! Tools that are built by cargo: looked for, else built into `target/tools`.
+//! Tools that are built by cargo: looked for, else built into `target/tools`. And what the compiler
+//! needs for another target.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::workspace::{cargo, check, has_program, tools_folder};
+use crate::workspace::{cargo, check, command, has_program, output, tools_folder};
 
 /// The test runner.
 pub(crate) const NEXTEST: &str = "cargo-nextest";
@@ -29,4 +31,15 @@ pub(crate) fn provide(name: &str) -> Result<()> {
             .env("CARGO_PROFILE_DEV_DEBUG", "0"),
     )?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
+}
+
+/// Installs the standard library for a target if the compiler does not have it.
+pub(crate) fn provide_target(target: &str) -> Result<()> {
+    let folder = output(command("rustc")?.args(["--print", "target-libdir", "--target", target]))?;
+    if Path::new(folder.trim()).is_dir() {
+        return Ok(());
+    }
+    check(command("rustup")?.args(["target", "add", target])).with_context(|| {
+        format!("the compiler has no standard library for {target}, and rustup cannot install it")
+    })
 }

@@ -16,7 +16,7 @@ pub(super) const SEED: usize = 8 + 64;
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
     /// Where the RAM is.
-    pub(super) ram: Vec<Range<u64>>,
+    pub(super) ram: Range<u64>,
     /// How many vCPUs.
     pub(super) vcpus: u8,
     /// The kernel's command line, without a NUL.
@@ -81,13 +81,10 @@ fn chosen(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<()> {
 }
 
 fn memory(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<()> {
-    for ram in &machine.ram {
-        let node = fdt.begin_node(&name("memory", ram.start))?;
-        fdt.property_string("device_type", "memory")?;
-        registers(fdt, &[ram])?;
-        fdt.end_node(node)?;
-    }
-    Ok(())
+    let node = fdt.begin_node(&name("memory", machine.ram.start))?;
+    fdt.property_string("device_type", "memory")?;
+    registers(fdt, &[&machine.ram])?;
+    fdt.end_node(node)
 }
 
 /// The vCPUs, and the calls that start them and that end the machine.

@@ -53,7 +53,7 @@ pub(crate) fn load(
         None => None,
     };
     let tree = fdt::device_tree(&fdt::Machine {
-        ram: ram(memory),
+        ram: layout::RAM..ram_end(memory),
         vcpus: hardware.vcpus,
         cmdline: source.cmdline,
         initrd,
@@ -67,17 +67,10 @@ pub(crate) fn load(
     })
 }
 
-fn ram(memory: &GuestMemoryMmap) -> Vec<Range<u64>> {
-    memory
-        .iter()
-        .map(|region| (region.start_addr().raw_value(), region.len()))
-        .map(|(start, len)| start..start + len)
-        .collect()
-}
-
 /// The first address after the RAM.
 fn ram_end(memory: &GuestMemoryMmap) -> u64 {
-    ram(memory).last().map_or(layout::RAM, |ram| ram.end)
+    let ram = memory.iter().next();
+    ram.map_or(layout::RAM, |ram| ram.start_addr().raw_value() + ram.len())
 }
 
 fn random() -> Result<[u8; fdt::SEED], Errno> {

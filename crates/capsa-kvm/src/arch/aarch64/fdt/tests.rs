@@ -50,7 +50,7 @@ fn value(node: &FdtNode<'_>, name: &str) -> Option<Vec<u8>> {
 
 fn machine(vcpus: u8) -> Machine<'static> {
     Machine {
-        ram: vec![layout::RAM..layout::RAM + (6 << 30)],
+        ram: layout::RAM..layout::RAM + (6 << 30),
         vcpus,
         cmdline: "console=ttyS0 quiet",
         initrd: Some(0x1_2345_6000..0x1_2345_7001),
