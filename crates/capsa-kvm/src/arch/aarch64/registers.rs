@@ -3,8 +3,9 @@
 use std::fmt::{self, Write};
 use std::mem::offset_of;
 
-use kvm_bindings::{KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_SIZE_U64, kvm_regs};
-use kvm_bindings::{KVM_REG_ARM64_SYSREG, user_pt_regs};
+use kvm_bindings::{
+    KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_regs, user_pt_regs,
+};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -41,6 +42,13 @@ pub(super) mod id {
     pub(super) const FAR_EL1: u64 = system(3, 0, 6, 0, 0);
     pub(super) const ELR_EL1: u64 = core(offset_of!(kvm_regs, elr_el1));
     pub(super) const VBAR_EL1: u64 = system(3, 0, 12, 0, 0);
+
+    // As Linux's Documentation/virt/kvm/api.rst lists them; here, since a test would need the
+    // processor.
+    const _: () = assert!(x(30) == 0x6030_0000_0010_003c && PC == 0x6030_0000_0010_0040);
+    const _: () = assert!(PSTATE == 0x6030_0000_0010_0042 && SP_EL1 == 0x6030_0000_0010_0044);
+    // Likewise KVM's own test of its list of registers (get-reg-list).
+    const _: () = assert!(SCTLR_EL1 == 0x6030_0000_0013_c080);
 }
 
 /// The registers that are shown after the general ones.
