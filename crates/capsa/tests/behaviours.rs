@@ -11,11 +11,13 @@ capsa_testing::behaviours!(
 
 // QEMU on KVM. Not run by `cargo nextest run`, as few machines have a KVM that runs stock kernels:
 // `cargo xtask test` sees to one.
+//
+// Not UEFI: firmware writes CR8 while an interrupt is pending, at which the QEMU that emulates SVM
+// for these tests fails an assertion of its own. It boots above, on KVM too where that is at hand.
 capsa_testing::behaviours!(
     vm_qemu_kvm,
     capsa::BackendChoice::Qemu,
     shares,
-    uefi,
     monitor_process
 );
 capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm);
