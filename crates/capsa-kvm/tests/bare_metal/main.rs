@@ -2,6 +2,10 @@
 //! stock kernel. They need a /dev/kvm, and fail without one.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what helps the tests may panic as they do"
+)]
 
 mod accesses;
 mod control;
