@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::nextest::EVERYTHING;
 use crate::packages::{self, BUSYBOX, QEMU};
 use crate::workspace::{self, cargo, check, debug_folder, display, output};
 
@@ -115,9 +116,9 @@ fn try_run(bench: &Bench) -> Result<End> {
     watch::watch_guest(child, &folder, limit)
 }
 
-/// Builds the program that knows about KVM, here and in the guest.
+/// Builds the program that knows about KVM, here and in the guest. With the features that all else
+/// is built with, so that nothing is built twice.
 fn build_level1() -> Result<PathBuf> {
-    let package = ["--package", "capsa-testing", "--bin", "level1"];
-    check(cargo(["build", "--locked", "--quiet"])?.args(package))?;
+    check(cargo(["build", "--quiet", "--bin", "level1"])?.args(EVERYTHING))?;
     Ok(debug_folder()?.join("level1"))
 }
