@@ -14,6 +14,17 @@ pub const LIMIT: Duration = Duration::from_secs(180);
 /// KVM is emulated, to save guests what costs the most there.
 const CMDLINE_VARIABLE: &str = "CAPSA_TEST_CMDLINE";
 
+/// A variable with the number by which [`output`] divides, for the same reason: each byte takes up
+/// to a millisecond there.
+const OUTPUT_DIVISOR_VARIABLE: &str = "CAPSA_TEST_OUTPUT_DIVISOR";
+
+/// How much a guest prints of what should be `amount`: that, where a console is not too slow.
+#[must_use]
+pub fn output(amount: usize) -> usize {
+    let divisor = std::env::var(OUTPUT_DIVISOR_VARIABLE).ok();
+    amount / divisor.map_or(1, |text| text.parse().expect("a divisor"))
+}
+
 /// A builder for the guest kit on a backend, with a console.
 pub fn kit_vm(backend: BackendChoice) -> LinuxVmBuilder {
     let kit = images::kit();

@@ -34,9 +34,12 @@ const KEPT_PREFIXES: [&str; 6] = [
     "RUSTUP_",
 ];
 
-/// What guests need not do where KVM is emulated: each of these words saves the tests' guests some
-/// seconds of their boot.
-const GUEST_CMDLINE: &str = "CAPSA_TEST_CMDLINE=quiet mitigations=off cryptomgr.notests";
+/// What the tests' guests are spared where KVM is emulated: seconds of their boots, and output by
+/// which a console is filled.
+const FOR_EMULATED_KVM: [&str; 2] = [
+    "CAPSA_TEST_CMDLINE=quiet mitigations=off cryptomgr.notests",
+    "CAPSA_TEST_OUTPUT_DIVISOR=32",
+];
 
 /// The command, with the environment and the folder in which it runs.
 pub(super) struct Session {
@@ -81,8 +84,8 @@ impl Session {
         let mut script = b"cd ".to_vec();
         quote(&mut script, self.folder.as_os_str());
         script.extend(b" || exit 125");
-        script.extend(b"\nset -- ");
-        quote(&mut script, OsStr::new(GUEST_CMDLINE));
+        script.extend(b"\nset --");
+        quote_all(&mut script, FOR_EMULATED_KVM.map(OsStr::new));
         for (name, value) in &self.environment {
             let mut assignment = name.clone();
             assignment.push("=");

@@ -20,7 +20,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How often is looked whether something has happened.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How much of the guest's console stands in an error.
-const CONSOLE_LINES: usize = 50;
+const CONSOLE_LINES: usize = 100;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
