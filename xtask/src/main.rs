@@ -67,6 +67,9 @@ enum Command {
     },
     /// Starts and ends VMs for a long time and looks for what they leave behind.
     Soak {
+        /// The backend: `auto`, `kvm`, `qemu`. VMs of `kvm` run where KVM runs stock kernels.
+        #[arg(long, default_value = "auto")]
+        backend: String,
         /// How many VMs, one after the other.
         #[arg(long, default_value_t = 200)]
         cycles: u32,
@@ -117,7 +120,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             true => kvm::run_bench(pairs, &peers, json.as_deref())?,
             false => bench::run(pairs, json.as_deref())?,
         },
-        Command::Soak { cycles, seed } => soak::run(cycles, seed)?,
+        Command::Soak {
+            backend,
+            cycles,
+            seed,
+        } => return soak::run(&backend, cycles, seed),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,25 +1,58 @@
 //! `cargo xtask soak`: starts and ends VMs for a long time.
 
+use std::ffi::OsString;
 use std::fs;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::kvm::{self, Bench};
 use crate::packages::{self, QEMU};
-use crate::workspace::{cargo, check, target_folder};
+use crate::workspace::{cargo, check, command, release_folder, target_folder};
 
-/// Runs the soak program of capsa-testing, which says what it did and what it found.
+/// The backend whose VMs need a KVM that runs stock kernels.
+const KVM: &str = "kvm";
+
+/// Seconds that one VM may take in the bench, on average.
+const SECONDS_PER_VM: u64 = 60;
+
+/// Runs the soak program of capsa-testing, which says what it did and what it found: where KVM runs
+/// stock kernels for the backend `kvm`, else here. Returns the program's status.
 ///
 /// # Errors
 ///
-/// A VM did not do what it was told, or left something behind.
-pub(crate) fn run(cycles: u32, seed: Option<u64>) -> Result<()> {
+/// The program cannot be built or run.
+pub(crate) fn run(backend: &str, cycles: u32, seed: Option<u64>) -> Result<ExitCode> {
     packages::provide(&[QEMU])?;
+    check(
+        cargo([
+            "build",
+            "--locked",
+            "--release",
+            "--package",
+            "capsa-testing",
+        ])?
+        .args(["--bin", "soak", "--bin", "prepare-images"]),
+    )?;
+    let programs = release_folder()?;
+    check(&mut command(programs.join("prepare-images"))?)?;
+    let mut line: Vec<OsString> = vec![programs.join("soak").into(), backend.into()];
+    line.push(cycles.to_string().into());
+    line.extend(seed.map(|seed| seed.to_string().into()));
+    if backend == KVM {
+        return Ok(kvm::run(&Bench {
+            memory: 4096,
+            cpus: 2,
+            timeout: SECONDS_PER_VM * (u64::from(cycles) + 5),
+            share: None,
+            command: line,
+        }));
+    }
     // Files that other programs make meanwhile must not look like ours.
     let temporary = target_folder()?.join("tmp/soak");
     fs::create_dir_all(&temporary)
         .with_context(|| format!("cannot create {}", temporary.display()))?;
-    let mut command = cargo(["run", "--locked", "--release", "--package", "capsa-testing"])?;
-    command.args(["--bin", "soak", "--", &cycles.to_string()]);
-    command.args(seed.map(|seed| seed.to_string()));
-    check(command.env("TMPDIR", temporary))
+    let (program, arguments) = line.split_first().context("a program")?;
+    check(command(program)?.args(arguments).env("TMPDIR", temporary))?;
+    Ok(ExitCode::SUCCESS)
 }

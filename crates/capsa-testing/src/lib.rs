@@ -8,3 +8,4 @@ pub mod behaviours;
 pub mod guest;
 pub mod images;
 pub mod processes;
+pub mod sequences;

@@ -20,7 +20,7 @@ capsa_testing::behaviours!(
     shares,
     monitor_process
 );
-capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm);
+capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm, sequences);
 
 mod vm_kvm_is_there {
     use capsa::Accelerator;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use capsa::{BackendChoice, ExitReason, LinuxVmBuilder, VmHandle, VmStatus};
 
 use crate::guest::{Guest, LIMIT, kit_vm};
-use crate::processes;
+use crate::{processes, sequences};
 
 const STOPPED: VmStatus = VmStatus::Stopped { exit_code: None };
 
@@ -237,4 +237,14 @@ pub async fn a_monitor_that_dies_is_a_crash(backend: BackendChoice) {
     ));
     let failure = guest.vm.failure().expect("an error").full_message();
     assert!(failure.contains("signal 9"), "{failure}");
+}
+
+/// 20 VMs, one after the other, each with a story of its own.
+pub async fn random_sequences_end_as_they_should(backend: BackendChoice) {
+    let seed = fastrand::u64(..);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for number in 1..=20 {
+        let ended = sequences::random(backend, &mut rng).await;
+        ended.unwrap_or_else(|error| panic!("sequence {number} of seed {seed}: {error:#}"));
+    }
 }

@@ -83,6 +83,10 @@ macro_rules! behaviours {
             uefi::variables_are_kept_in_their_store,
         }
     };
+    // Too slow for a backend that emulates: 20 VMs, one after the other.
+    (@sequences $choice:expr) => {
+        $crate::behaviours! { @tests $choice, end::random_sequences_end_as_they_should }
+    };
     // Backends whose monitor is a process of its own.
     (@monitor_process $choice:expr) => {
         $crate::behaviours! { @tests $choice, end::a_monitor_that_dies_is_a_crash }

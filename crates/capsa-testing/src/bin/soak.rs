@@ -1,15 +1,15 @@
 //! Starts and ends VMs in random ways, for as long as it is told to, and looks for what they
-//! leave behind: `soak CYCLES [SEED]`.
+//! leave behind: `soak BACKEND CYCLES [SEED]`.
 //!
 //! The folder for temporary files (`TMPDIR`) should be its own: files of other programs in it
 //! look like leaks.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use capsa::{BackendChoice, ExitReason, VmHandle};
-use capsa_testing::guest::{Guest, LIMIT, kit_vm};
+use anyhow::{Context, Result, ensure};
+use capsa::BackendChoice;
 use capsa_testing::processes::{self, Holdings};
+use capsa_testing::sequences;
 use fastrand::Rng;
 
 /// How long what a VM held may stay when it is gone: idle threads of the runtime end after 10 s.
@@ -17,15 +17,18 @@ const SETTLED: Duration = Duration::from_secs(20);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let mut numbers = std::env::args().skip(1).map(|arg| arg.parse::<u64>());
-    let mut number = || {
-        numbers
-            .next()
-            .transpose()
-            .context("usage: soak CYCLES [SEED]")
+    const USAGE: &str = "usage: soak BACKEND CYCLES [SEED]";
+    let mut arguments = std::env::args().skip(1);
+    let backend: BackendChoice = arguments
+        .next()
+        .context(USAGE)?
+        .parse()
+        .map_err(anyhow::Error::msg)?;
+    let cycles: u64 = arguments.next().context(USAGE)?.parse().context(USAGE)?;
+    let seed = match arguments.next() {
+        Some(seed) => seed.parse().context(USAGE)?,
+        None => fastrand::u64(..),
     };
-    let cycles = number()?.context("usage: soak CYCLES [SEED]")?;
-    let seed = number()?.unwrap_or_else(|| fastrand::u64(..));
     eprintln!("soak: {cycles} cycles, seed {seed}");
 
     let temporary = std::env::temp_dir();
@@ -34,7 +37,7 @@ async fn main() -> Result<()> {
     let started = Instant::now();
     let mut rng = Rng::with_seed(seed);
     for number in 1..=cycles {
-        let story = cycle(&mut rng)
+        let story = sequences::random(backend, &mut rng)
             .await
             .with_context(|| format!("cycle {number}, seed {seed}"))?;
         eprintln!("{number:6}  {story}");
@@ -53,99 +56,4 @@ async fn main() -> Result<()> {
         started.elapsed().as_secs_f64()
     );
     Ok(())
-}
-
-/// Starts a VM, does something to it, ends it, and returns what was done.
-async fn cycle(rng: &mut Rng) -> Result<String> {
-    let mut story = Vec::new();
-    let builder = kit_vm(BackendChoice::Auto).cpus(rng.u32(1..=2));
-    let mut guest = if rng.bool() {
-        story.push("boot".to_owned());
-        Booted::Shell(Guest::boot(builder).await)
-    } else {
-        let vm = builder.build().await?;
-        vm.start().await?;
-        let delay = Duration::from_millis(rng.u64(0..2000));
-        story.push(format!("start, {} ms", delay.as_millis()));
-        tokio::time::sleep(delay).await;
-        Booted::Unknown(vm)
-    };
-    for _ in 0..rng.u32(0..4) {
-        story.push(guest.meddle(rng).await?);
-    }
-    story.push(guest.end(rng).await?);
-    Ok(story.join(", "))
-}
-
-/// A VM, and what is known of how far its guest is.
-enum Booted {
-    Shell(Guest),
-    Unknown(VmHandle),
-}
-
-impl Booted {
-    fn vm(&self) -> &VmHandle {
-        match self {
-            Self::Shell(guest) => &guest.vm,
-            Self::Unknown(vm) => vm,
-        }
-    }
-
-    /// Does something that leaves the VM running.
-    async fn meddle(&mut self, rng: &mut Rng) -> Result<String> {
-        if let (Self::Shell(guest), true) = (&mut *self, rng.bool()) {
-            let size = rng.u32(1..=512);
-            guest
-                .ok(&format!(
-                    "dd if=/dev/zero bs=1k count={size} 2>/dev/null | tr '\\0' x"
-                ))
-                .await;
-            return Ok(format!("print {size} KiB"));
-        }
-        let pause = Duration::from_millis(rng.u64(0..300));
-        self.vm().pause().await?;
-        tokio::time::sleep(pause).await;
-        self.vm().resume().await?;
-        Ok(format!("pause {} ms", pause.as_millis()))
-    }
-
-    /// Ends the VM and checks that it says so.
-    async fn end(self, rng: &mut Rng) -> Result<String> {
-        let vm = self.vm().clone();
-        let way = match (rng.u32(0..5), self) {
-            (0, Self::Shell(mut guest)) => {
-                guest.type_line("poweroff -f").await;
-                "poweroff"
-            }
-            (1, Self::Shell(mut guest)) => {
-                guest.type_line("reboot -f").await;
-                "reboot"
-            }
-            (2, _) => {
-                vm.stop_with_timeout(Duration::from_secs(rng.u64(0..3)))
-                    .await?;
-                "stop"
-            }
-            (3, _) => {
-                vm.pause().await?;
-                vm.kill().await?;
-                "pause, kill"
-            }
-            (4, _) => return Ok("drop".to_owned()),
-            _ => {
-                vm.kill().await?;
-                "kill"
-            }
-        };
-        vm.wait_timeout(LIMIT)
-            .await?
-            .with_context(|| format!("{way} did not end the VM"))?;
-        match (way, vm.exit_reason()) {
-            ("poweroff", Some(ExitReason::PowerOff))
-            | ("reboot", Some(ExitReason::Reset))
-            | ("stop", Some(ExitReason::Stopped))
-            | ("kill" | "pause, kill", Some(ExitReason::Killed)) => Ok(way.to_owned()),
-            (_, reason) => bail!("{way} ended the VM as {reason:?}"),
-        }
-    }
 }
