@@ -20,7 +20,7 @@ capsa_testing::behaviours!(
     shares,
     monitor_process
 );
-capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm, sequences);
+capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm, machine, sequences);
 
 mod vm_kvm_is_there {
     use capsa::Accelerator;

@@ -26,6 +26,38 @@ pub async fn the_guest_has_the_cpus_and_the_memory_it_was_given(backend: Backend
     guest.vm.kill().await.expect("kill");
 }
 
+/// All of the memory arrives: a little, up to the hole that a PC has below 4 GiB, and beyond it.
+pub async fn memory_of_every_size_is_whole(backend: BackendChoice) {
+    for mib in [128, 512, 3072, 3584, 6144] {
+        let mut guest = Guest::boot(kit_vm(backend).memory_mb(mib)).await;
+        let total = guest.ok("sed -n 's/MemTotal: *//p' /proc/meminfo").await;
+        let kib: u32 = total.trim_end_matches(" kB").parse().expect("a number");
+        // The kernel itself and its page structures are not counted.
+        let (all, least) = (mib * 1024, mib * 1024 / 100 * 96 - 50 * 1024);
+        assert!((least..all).contains(&kib), "{mib} MiB: {total}");
+        guest.vm.kill().await.expect("kill");
+    }
+}
+
+/// The guest sees its vCPUs as cores of one socket, numbered from 0.
+pub async fn vcpus_are_cores_of_one_socket(backend: BackendChoice) {
+    for cpus in [1, 2, 4] {
+        let mut guest = Guest::boot(kit_vm(backend).cpus(cpus)).await;
+        assert_eq!(guest.ok("nproc").await, cpus.to_string());
+        let topology = "cd /sys/devices/system/cpu; for n in cpu[0-9]*; do \
+            cat $n/topology/physical_package_id $n/topology/core_id $n/topology/thread_siblings_list; \
+            done | xargs";
+        let cores: Vec<String> = (0..cpus).map(|n| format!("0 {n} {n}")).collect();
+        assert_eq!(guest.ok(topology).await, cores.join(" "));
+        let ids = guest
+            .ok("sed -n 's/^apicid.*: //p' /proc/cpuinfo | xargs")
+            .await;
+        let expected: Vec<String> = (0..cpus).map(|n| n.to_string()).collect();
+        assert_eq!(ids, expected.join(" "));
+        guest.vm.kill().await.expect("kill");
+    }
+}
+
 /// The number of vCPUs in the capabilities is one that boots.
 pub async fn takes_as_many_cpus_as_it_claims(backend: BackendChoice) {
     let status = capsa::backends()

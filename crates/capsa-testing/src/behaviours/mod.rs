@@ -83,6 +83,13 @@ macro_rules! behaviours {
             uefi::variables_are_kept_in_their_store,
         }
     };
+    // What a monitor of one's own can get wrong, and QEMU does not.
+    (@machine $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
+            boot::memory_of_every_size_is_whole,
+            boot::vcpus_are_cores_of_one_socket,
+        }
+    };
     // Too slow for a backend that emulates: 20 VMs, one after the other.
     (@sequences $choice:expr) => {
         $crate::behaviours! { @tests $choice, end::random_sequences_end_as_they_should }

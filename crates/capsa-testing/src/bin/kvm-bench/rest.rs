@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use capsa_testing::processes;
 
 use crate::guest::{Guest, MEMORY_MB};
@@ -29,6 +29,7 @@ pub(crate) async fn measure(contestants: &[Contestant], guest: &Guest) -> Result
     let mut tables = [
         "RSS beyond the guest's, KiB",
         "PSS beyond the guest's, KiB",
+        "anonymous memory beyond it, KiB",
         "idle: exits per second",
         "idle: wake-ups per second",
     ]
@@ -45,7 +46,7 @@ pub(crate) async fn measure(contestants: &[Contestant], guest: &Guest) -> Result
 }
 
 /// Returns the values in the order of the tables.
-async fn rest(contestant: &Contestant, guest: &Guest) -> Result<[f64; 4]> {
+async fn rest(contestant: &Contestant, guest: &Guest) -> Result<[f64; 5]> {
     let mut vm = Vm::start(contestant, guest, Task::Idle, None)?;
     vm.wait_for("ready").await?;
     let pid = vm.pid()?;
@@ -65,6 +66,7 @@ async fn rest(contestant: &Contestant, guest: &Guest) -> Result<[f64; 4]> {
     Ok([
         count(memory.rss),
         count(memory.pss),
+        count(memory.anonymous),
         rate(before.0, after.0),
         rate(before.1, after.1),
     ])
@@ -77,31 +79,38 @@ fn count(value: u64) -> f64 {
 
 /// How often vCPUs of the process have left the guest.
 fn exits(pid: u32) -> Result<u64> {
-    let folder = fs::read_dir(KVM_COUNTERS)
+    let threads = threads(pid)?;
+    let vms = fs::read_dir(KVM_COUNTERS)
         .with_context(|| format!("{KVM_COUNTERS}: needs root, and debugfs mounted"))?;
-    let mut exits = 0;
-    for vm in folder {
+    let mut counters = Vec::new();
+    for vm in vms {
         let vm = vm?;
-        // A folder is named by the process and its descriptor.
-        let owner = vm.file_name();
-        let owner = owner.to_string_lossy();
-        if owner
-            .split_once('-')
-            .is_some_and(|(owner, _)| owner == pid.to_string())
-        {
-            exits += fs::read_to_string(vm.path().join("exits"))?
-                .trim()
-                .parse::<u64>()?;
+        // Its folder is named by the thread that made it, and by a descriptor.
+        let name = vm.file_name();
+        let maker = name.to_str().and_then(|name| name.split_once('-'));
+        if maker.is_some_and(|(maker, _)| threads.iter().any(|id| id.to_string() == maker)) {
+            counters.push(vm.path().join("exits"));
         }
     }
-    Ok(exits)
+    let [counter] = &counters[..] else {
+        bail!("{} VMs of process {pid} in {KVM_COUNTERS}", counters.len());
+    };
+    let exits = fs::read_to_string(counter)?;
+    Ok(exits.trim().parse()?)
+}
+
+/// The ids of a process's threads.
+fn threads(pid: u32) -> Result<Vec<u32>> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+    threads
+        .map(|thread| Ok(thread?.file_name().to_string_lossy().parse()?))
+        .collect()
 }
 
 /// How often a thread of the process has gone to sleep, and so was woken.
 fn wake_ups(pid: u32) -> Result<u64> {
     let mut sum = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let thread = thread?.file_name().to_string_lossy().parse()?;
+    for thread in threads(pid)? {
         // One that has ended meanwhile counts no more.
         let switches = processes::status_line(pid, thread, "voluntary_ctxt_switches");
         sum += switches.map_or(Ok(0), |switches| switches.parse::<u64>())?;
@@ -116,6 +125,8 @@ struct Memory {
     rss: u64,
     /// The same, but what several processes share counts in parts.
     pss: u64,
+    /// What no file has: heaps and stacks.
+    anonymous: u64,
 }
 
 impl Memory {
@@ -142,9 +153,11 @@ impl Memory {
                     guests += usize::from(is_guest);
                     sum.rss += beside.unwrap_or_default();
                     sum.pss += beside.unwrap_or_default();
+                    sum.anonymous += beside.unwrap_or_default();
                 }
                 "Rss" if !is_guest => sum.rss += kib,
                 "Pss" if !is_guest => sum.pss += kib,
+                "Anonymous" if !is_guest => sum.anonymous += kib,
                 _ => {}
             }
         }
@@ -158,14 +171,19 @@ mod tests {
     use super::*;
 
     const PROGRAM: &str = "55d0-7ffc r-xp 00000000 08:01 12 /usr/bin/capsa\nSize: 16 kB\n\
-                           Rss: 12 kB\nPss: 7 kB\nPss_Dirty: 5 kB\nVmFlags: rd ex\n";
+                           Rss: 12 kB\nPss: 7 kB\nPss_Dirty: 5 kB\nAnonymous: 2 kB\nVmFlags: rd ex\n";
     const GUEST: &str =
         "7f00-7f10 rw-p 00000000 00:00 0\nSize: 262148 kB\nRss: 8000 kB\nPss: 8000 kB\n";
 
     #[test]
     fn the_guests_memory_is_left_out() {
         let memory = Memory::beyond_guest(&[PROGRAM, GUEST, PROGRAM].concat());
-        assert_eq!(memory.unwrap(), Memory { rss: 28, pss: 18 });
+        let expected = Memory {
+            rss: 28,
+            pss: 18,
+            anonymous: 8,
+        };
+        assert_eq!(memory.unwrap(), expected);
         assert!(Memory::beyond_guest(PROGRAM).is_err());
         assert!(Memory::beyond_guest(&GUEST.repeat(2)).is_err());
     }
