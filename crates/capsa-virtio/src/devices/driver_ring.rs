@@ -155,6 +155,7 @@ pub(crate) struct Bench<D> {
     pub(crate) queues: Vec<Virtqueue>,
     pub(crate) memory: Memory,
     wait: Arc<WaitSet>,
+    #[cfg(test)]
     interrupts: Arc<Interrupts>,
     features: u64,
     queue_size: u16,
@@ -198,6 +199,7 @@ impl<D: VirtioDevice> Bench<D> {
             queues,
             memory,
             wait,
+            #[cfg(test)]
             interrupts,
             features,
             queue_size,
@@ -251,7 +253,10 @@ impl<D: VirtioDevice> Bench<D> {
             .write_slice(bytes, GuestAddress(address))
             .unwrap();
     }
+}
 
+#[cfg(test)]
+impl<D> Bench<D> {
     /// How many interrupts of queues there were.
     pub(crate) fn queue_interrupts(&self) -> usize {
         self.interrupts.queue.load(Ordering::Relaxed)
