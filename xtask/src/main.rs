@@ -58,6 +58,9 @@ enum Command {
         /// A further monitor: `firecracker=FILE` or `cloud-hypervisor=FILE`.
         #[arg(long = "peer", value_name = "NAME=FILE", requires = "kvm")]
         peers: Vec<String>,
+        /// With --kvm: only this part, `start`, `rest` or `block`.
+        #[arg(long, value_name = "PART", requires = "kvm")]
+        only: Option<String>,
         /// How often each is measured.
         #[arg(long, default_value_t = 10)]
         pairs: u32,
@@ -114,10 +117,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench {
             kvm,
             peers,
+            only,
             pairs,
             json,
         } => match kvm {
-            true => kvm::run_bench(pairs, &peers, json.as_deref())?,
+            true => kvm::run_bench(pairs, &peers, only.as_deref(), json.as_deref())?,
             false => bench::run(pairs, json.as_deref())?,
         },
         Command::Soak {

@@ -14,12 +14,17 @@ use crate::workspace::{cargo, check, command, release_folder, target_folder};
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the command, the benchmark and its guest optimised, and runs the benchmark. A peer is
-/// `NAME=FILE`.
+/// `NAME=FILE`; `only` is the name of a part.
 ///
 /// # Errors
 ///
 /// A build fails, the bench fails, or a VM does not do what it is told.
-pub(crate) fn run(pairs: u32, peers: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(
+    pairs: u32,
+    peers: &[String],
+    only: Option<&str>,
+    json: Option<&Path>,
+) -> Result<()> {
     check(
         cargo(["build", "--locked", "--release"])?
             .args(["--package", "capsa-cli", "--bin", "capsa"])
@@ -51,6 +56,9 @@ pub(crate) fn run(pairs: u32, peers: &[String], json: Option<&Path>) -> Result<(
         line.extend([option.into(), value.into()]);
     }
     line.extend(["--pairs".into(), pairs.to_string().into()]);
+    if let Some(part) = only {
+        line.extend(["--only".into(), part.into()]);
+    }
     for peer in peers {
         line.extend(["--peer".into(), peer.into()]);
     }

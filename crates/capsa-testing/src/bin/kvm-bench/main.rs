@@ -18,8 +18,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Parser;
-use serde_json::{Value, json};
+use clap::{Parser, ValueEnum};
+use serde_json::json;
 
 use guest::Guest;
 use monitor::{Contestant, Image, Monitor};
@@ -48,9 +48,23 @@ struct Args {
     /// A further monitor: `firecracker=FILE` or `cloud-hypervisor=FILE`.
     #[arg(long = "peer", value_name = "NAME=FILE")]
     peers: Vec<Monitor>,
+    /// Only this part.
+    #[arg(long)]
+    only: Option<Part>,
     /// Where every measurement is written to.
     #[arg(long, value_name = "FILE")]
     json: PathBuf,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// How long it takes to boot.
+    Start,
+    /// What a guest that does nothing costs.
+    Rest,
+    /// How fast disks are.
+    Block,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -64,22 +78,29 @@ async fn main() -> Result<()> {
     let elf: Vec<_> = elf.collect();
     let bz_image = [capsa.clone(), Monitor::Q35, Monitor::Microvm].map(with(Image::BzImage));
 
-    let start = [&elf[..], &bz_image].concat();
-    let start = start::measure(&start, &guest, args.pairs).await?;
-    print(&start)?;
-    // Without a firmware's or an unpacker's leftovers: what is at rest is the monitor alone.
-    let rest = rest::measure(&elf, &guest).await?;
-    print(&rest)?;
-    let block = block::measure([&capsa, &Monitor::Q35], &guest, args.pairs).await?;
-    print(&block)?;
-
-    let report = json!({
-        "pairs": args.pairs,
-        "start": start.json(),
-        "rest": rest.json(),
-        "block": block.json(),
-    });
-    write(&args.json, &report)
+    let mut report = json!({ "pairs": args.pairs });
+    for part in [Part::Start, Part::Rest, Part::Block] {
+        if args.only.is_some_and(|only| only != part) {
+            continue;
+        }
+        let (name, tables) = match part {
+            Part::Start => {
+                let all = [&elf[..], &bz_image].concat();
+                ("start", start::measure(&all, &guest, args.pairs).await?)
+            }
+            Part::Rest => ("rest", rest::measure(&elf, &guest).await?),
+            Part::Block => {
+                let monitors = [&capsa, &Monitor::Q35];
+                ("block", block::measure(monitors, &guest, args.pairs).await?)
+            }
+        };
+        print(&tables)?;
+        report[name] = tables.json();
+        // Whatever becomes of the parts that follow.
+        std::fs::write(&args.json, format!("{report:#}\n"))
+            .with_context(|| format!("cannot write {}", args.json.display()))?;
+    }
+    Ok(())
 }
 
 /// What is measured appears as soon as it is there.
@@ -87,9 +108,4 @@ fn print(tables: &Tables) -> io::Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(tables.text().as_bytes())?;
     stdout.flush()
-}
-
-fn write(file: &std::path::Path, report: &Value) -> Result<()> {
-    std::fs::write(file, format!("{report:#}\n"))
-        .with_context(|| format!("cannot write {}", file.display()))
 }
