@@ -1,4 +1,5 @@
 //! A kernel as a bzImage, whose 64-bit entry unpacks it (Linux, Documentation/arch/x86/boot.rst).
+//! Why that is not done here: docs/decisions/kernel-unpacking.md.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
