@@ -34,6 +34,15 @@ fn reset_by_the_register_of_acpi_and_by_the_keyboard_controller() {
     }
 }
 
+/// Linux goes there in real mode when it knows no other way to reset. The code is the same in 64-bit
+/// mode: `mov eax, address; jmp rax`.
+#[test]
+fn reset_where_firmware_would_be_entered() {
+    let jump = Payload::new().code(&[0xb8, 0xf0, 0xff, 0x0f, 0, 0xff, 0xe0]);
+    let end = Machine::start(&jump).end();
+    assert!(matches!(end, GuestEnd::Reset), "{end:?}");
+}
+
 #[test]
 fn a_panic_told_by_pvpanic() {
     let end = Machine::start(&Payload::new().out_byte(0x505, 1).spin()).end();

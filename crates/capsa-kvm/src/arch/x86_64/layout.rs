@@ -4,6 +4,7 @@
 //! 0             RAM: what the kernel is entered with (see the constants below 1 MiB)
 //! 0x9_fc00      end of conventional memory: here on a PC the extended BIOS data begins
 //! 0xe_0000      ACPI tables, from the RSDP on
+//! 0xf_fff0      where firmware would be entered
 //! 0x10_0000     RAM: kernel, initial RAM disk
 //! 0xc000_0000   end of the RAM below 4 GiB, at most: 3 GiB
 //! 0xd000_0000   PCI: the BARs
@@ -60,6 +61,8 @@ pub(super) const CMDLINE_AREA: u32 = 0x1_0000;
 pub(super) const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// The ACPI tables: the RSDP first, in the range in which PC software looks for it.
 pub(super) const ACPI: GuestAddress = GuestAddress(0xe_0000);
+/// Where a PC's firmware is entered after a reset, as seen below 1 MiB.
+pub(super) const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// RAM for the kernel starts here; all before is taken.
 pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
 

@@ -5,6 +5,7 @@ mod boot_params;
 mod bzimage;
 mod elf;
 mod memory_map;
+mod reset_vector;
 mod start_info;
 
 use std::fs::File;
@@ -48,6 +49,7 @@ pub(crate) fn load(
         Entry::Pvh { .. } => start_info::write(memory, &told)?,
     }
     vcpu::write_tables(memory)?;
+    reset_vector::write(memory)?;
     Ok(kernel.entry)
 }
 
