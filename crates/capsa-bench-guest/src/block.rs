@@ -15,6 +15,8 @@ use crate::say;
 const DISK: &str = "/dev/vda";
 const LARGE: usize = 1 << 20;
 const SMALL: usize = 4 << 10;
+/// How often a measurement goes over the whole disk, so that it takes long enough to be measured.
+const PASSES: u64 = 4;
 /// How many small requests a measurement has.
 const SMALL_COUNT: usize = 2048;
 
@@ -28,14 +30,12 @@ pub(crate) fn run() -> io::Result<()> {
     let large = &mut memory[start..start + LARGE];
 
     // A new image has no blocks yet, and to make them is the host's file system's work.
-    for offset in sequence(size) {
-        disk.write_all_at(large, offset)?;
-    }
+    sequence(size).try_for_each(|offset| disk.write_all_at(large, offset))?;
     measure("sequential-read", || {
-        sequence(size).try_for_each(|offset| disk.read_exact_at(large, offset))
+        passes(size).try_for_each(|offset| disk.read_exact_at(large, offset))
     })?;
     measure("sequential-write", || {
-        sequence(size).try_for_each(|offset| disk.write_all_at(large, offset))
+        passes(size).try_for_each(|offset| disk.write_all_at(large, offset))
     })?;
     let small = &mut large[..SMALL];
     measure("random-read", || {
@@ -74,6 +74,11 @@ fn open() -> io::Result<File> {
 /// The offsets of large requests, over the whole disk.
 fn sequence(size: u64) -> impl Iterator<Item = u64> {
     (0..size / LARGE as u64).map(|number| number * LARGE as u64)
+}
+
+/// The same, several times.
+fn passes(size: u64) -> impl Iterator<Item = u64> {
+    (0..PASSES).flat_map(move |_| sequence(size))
 }
 
 /// The offsets of small requests: always the same ones, in no order that could be foreseen.
