@@ -24,12 +24,16 @@ use crate::probe::{self, Freshness};
 /// Most vCPUs: what the tables and the topology are tested for.
 const MAX_CPUS: u32 = 64;
 
-/// Most disks: what is left of the bus's slots when the machine's own devices have theirs, and room
+/// Most disks and, once there are any, shares: what is left of the bus's slots when the machine's own devices have theirs, and room
 /// for what later versions add.
 const MAX_DEVICES: usize = 24;
 const _: () = assert!(MAX_DEVICES + OWN_FUNCTIONS <= MAX_FUNCTIONS);
 
 /// Capsa's own monitor: a machine on /dev/kvm, in threads of this process.
+///
+/// It stops a vCPU by sending `SIGRTMIN` to the vCPU's thread, which blocks that signal: no handler
+/// is needed, and none of the program's is called. A program that itself sends this signal to the
+/// whole process, blocks it in all of its threads and waits for it may find it taken.
 #[derive(Debug, Clone)]
 pub struct KvmBackend {
     cache: Option<PathBuf>,
@@ -98,7 +102,9 @@ impl HypervisorBackend for KvmBackend {
             .name("capsa-vm".into())
             .spawn(move || {
                 let _entered = span.entered();
-                let machine = match boot(&spec, vcpus_mailbox, messages, bell) {
+                let cancelled = || started.is_canceled();
+                let booted = boot(&spec, vcpus_mailbox, messages, bell, &cancelled);
+                let machine = match booted {
                     Ok((machine, console)) => match started.send(Ok(console)) {
                         Ok(()) => machine,
                         // Nobody waits any more.
@@ -116,13 +122,18 @@ impl HypervisorBackend for KvmBackend {
                 let _ = ending.send(end);
             })
             .map_err(host("start the machine's thread"))?;
+        // From here on a drop ends the machine, also one that is started and not handed over.
+        let mut machine = KvmMachine {
+            mailbox,
+            console: None,
+            ended,
+            end: None,
+        };
         match running.await {
-            Ok(Ok(console)) => Ok(Box::new(KvmMachine {
-                mailbox,
-                console: Some(console),
-                ended,
-                end: None,
-            })),
+            Ok(Ok(console)) => {
+                machine.console = Some(console);
+                Ok(Box::new(machine))
+            }
             Ok(Err(cause)) => Err(failed(cause)),
             Err(oneshot::Canceled) => Err(host("run the machine's thread")(std::io::Error::other(
                 "it panicked while it started the machine",

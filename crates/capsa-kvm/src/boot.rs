@@ -19,6 +19,7 @@ use capsa_virtio::devices::rng::Rng;
 use capsa_virtio::pci::VirtioPciFunction;
 use capsa_virtio::{Memory, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::arch;
@@ -51,12 +52,13 @@ fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartFail
 
 /// Makes the machine of `spec`. Its vCPUs wait at the gate.
 ///
-/// Blocks for as long as the files take to be read.
+/// Blocks for as long as the files take to be read; `cancelled` is asked in between.
 pub(crate) fn boot(
     spec: &VmSpec,
     mailbox: Mailbox,
     messages: Receiver<Message>,
     bell: Arc<Doorbell>,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<(Machine, ConsolePipes)> {
     let boot = Boot::new(&spec.boot)?;
     let vcpu_count = u8::try_from(spec.resources.cpus).unwrap_or(u8::MAX);
@@ -90,7 +92,12 @@ pub(crate) fn boot(
         memory: &memory,
         functions: Vec::new(),
     };
+    let go_on = || match cancelled() {
+        true => Err(StartFailure::Ended),
+        false => Ok(()),
+    };
     for (index, disk) in spec.disks.iter().enumerate() {
+        go_on()?;
         slots.plug(&format!("capsa-blk{index}"), open_disk(index, disk)?)?;
     }
     let rng = Rng::new().map_err(host("make the entropy source"))?;
@@ -102,7 +109,9 @@ pub(crate) fn boot(
     }
     let functions = slots.functions;
 
+    go_on()?;
     let entry = boot.load(&memory, vcpu_count)?;
+    go_on()?;
     let board = Arc::new(Board {
         memory,
         serial,
@@ -200,19 +209,32 @@ impl<'a> Boot<'a> {
             let path = path.to_owned();
             move |source: Box<dyn Error + Send + Sync>| StartFailure::File { path, source }
         };
-        let open = |path: &Path| File::open(path).map_err(|error| at_fault(path)(error.into()));
+        let open = |path: &Path| open_regular(path).map_err(|error| at_fault(path)(error.into()));
         let source = BootSource {
             kernel: open(self.kernel)?,
             initrd: self.initrd.map(open).transpose()?,
             cmdline: self.cmdline,
         };
         arch::load(memory, &source, &Hardware { vcpus }).map_err(|error| {
-            let culprit = match (&error, self.initrd) {
-                (LoadError::Initrd(_), Some(initrd)) => initrd,
-                _ => self.kernel,
-            };
-            at_fault(culprit)(error.into())
+            match (&error, self.initrd) {
+                (LoadError::Kernel(_), _) => at_fault(self.kernel)(error.into()),
+                (LoadError::Initrd(_), Some(initrd)) => at_fault(initrd)(error.into()),
+                _ => host("fill the guest's memory")(io::Error::other(error)),
+            }
         })
+    }
+}
+
+/// Opens a file for reading. What would block, a pipe that got the name meanwhile, is refused.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )),
     }
 }
 

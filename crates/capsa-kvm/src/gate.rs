@@ -1,10 +1,11 @@
 //! How vCPU threads are held and stopped.
 //!
 //! ```text
-//!            hold()               stop()
+//!            hold()               shut()
 //!   open ───────────▶ held ───────────────▶ shut
-//!    ▲  ◀─────────── release()               ▲
-//!    └───────────────────────────────────────┘ stop()
+//!    │   ◀───────────                        ▲
+//!    │      release()                        │
+//!    └───────────────────────────────────────┘ shut()
 //! ```
 //!
 //! A vCPU thread passes the gate before each `KVM_RUN`. A change of the gate is followed by a kick:

@@ -93,16 +93,24 @@ impl GsiRoutes {
         if before == message {
             return Ok(());
         }
+        let set = self.set_table(&state.messages);
+        if set.is_err() {
+            // Whoever asks for the same again is not to be told that it is so already.
+            match before {
+                Some(before) => state.messages.insert(gsi, before),
+                None => state.messages.remove(&gsi),
+            };
+        }
+        set
+    }
+
+    /// Makes these the routes of messages. Called under the lock: two tables in the wrong order would
+    /// undo one of the changes.
+    fn set_table(&self, messages: &BTreeMap<u32, Sent>) -> io::Result<()> {
         let mut entries = arch::pin_routes();
-        entries.extend(
-            state
-                .messages
-                .iter()
-                .map(|(gsi, sent)| msi_entry(*gsi, *sent)),
-        );
+        entries.extend(messages.iter().map(|(gsi, sent)| msi_entry(*gsi, *sent)));
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        // Under the lock: two tables in the wrong order would undo one of the changes.
         Ok(self.vm.set_gsi_routing(&routing)?)
     }
 }
@@ -149,15 +157,6 @@ impl MsiVectors for Vectors {
         if let Some(event) = self.events.get(usize::from(vector)) {
             // Refused only when the counter is full, and then the interrupt is pending.
             let _ = event.write(1);
-        }
-    }
-}
-
-impl Drop for Vectors {
-    fn drop(&mut self) {
-        for (gsi, event) in (self.first..).zip(&self.events) {
-            // The VM goes too, with everything that is registered with it.
-            let _ = self.routes.vm.unregister_irqfd(event, gsi);
         }
     }
 }

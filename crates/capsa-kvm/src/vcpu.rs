@@ -10,15 +10,15 @@ use std::mem;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use capsa_core::backend::{BackendKind, GuestEnd};
 use capsa_core::error::{Error, HypervisorFailure};
+use capsa_virtio::thread::spawn_without_signals;
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -51,15 +51,8 @@ impl VcpuThread {
             vcpu,
             context,
         };
-        // The thread inherits the mask that is set here, so that not even its first instructions can
-        // be interrupted by a signal that is somebody else's.
-        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let spawned = thread::Builder::new()
-            .name(format!("capsa-vcpu{index}"))
-            .stack_size(STACK)
-            .spawn(move || runner.run());
-        before.thread_set_mask()?;
-        Ok(Self(spawned?))
+        let name = format!("capsa-vcpu{index}");
+        spawn_without_signals(&name, STACK, move || runner.run()).map(Self)
     }
 
     /// Interrupts `KVM_RUN`, also one that is about to begin.
@@ -152,6 +145,7 @@ impl Runner {
             Err(error) => match error.errno() {
                 libc::EINTR => {
                     take_kicks();
+                    arch::excuse_pause(vcpu);
                     return Ok(());
                 }
                 libc::EAGAIN => return Ok(()),

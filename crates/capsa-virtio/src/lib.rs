@@ -32,6 +32,7 @@ pub mod queue;
 pub mod raw_driver;
 #[cfg(any(test, feature = "fuzzing"))]
 mod script;
+pub mod thread;
 pub mod wait_set;
 pub mod wake;
 pub mod watch;

@@ -20,13 +20,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread::{Builder, JoinHandle};
-
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use std::thread::JoinHandle;
 
 use crate::device::{DriverFault, VirtioDevice};
 use crate::notification::Notification;
 use crate::queue::Virtqueue;
+use crate::thread::spawn_without_signals;
 use crate::wait_set::{FIRST_RESERVED_TOKEN, Readiness, WaitSet};
 use crate::wake::Wake;
 
@@ -138,7 +137,12 @@ impl Work {
             broken();
             let device = self.device.device_type();
             let cause: &dyn std::error::Error = &breakage;
-            tracing::error!(?device, error = cause, "a virtio device stopped");
+            // A guest can do it as often as it likes: not what a log is to be filled with.
+            if matches!(breakage, Breakage::Driver(_)) {
+                tracing::debug!(?device, error = cause, "a virtio device stopped");
+            } else {
+                tracing::error!(?device, error = cause, "a virtio device stopped");
+            }
         }
     }
 }
@@ -194,7 +198,7 @@ impl Worker {
             work.run_guarded(&seen_stop, broken);
             work
         };
-        match spawn_without_signals(name, body) {
+        match spawn_without_signals(name, STACK_SIZE, body) {
             Ok(thread) => {
                 hand_over.send(work).expect("the thread waits for it");
                 Ok(Self {
@@ -228,34 +232,6 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// A thread that takes none of the process's signals, so that the program's handlers never run on
-/// its small stack. The signals that report its own faults stay as the program wants them.
-fn spawn_without_signals<T: Send + 'static>(
-    name: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<JoinHandle<T>> {
-    let mut blocked = SigSet::all();
-    for fault in [
-        Signal::SIGABRT,
-        Signal::SIGBUS,
-        Signal::SIGFPE,
-        Signal::SIGILL,
-        Signal::SIGSEGV,
-        Signal::SIGSYS,
-        Signal::SIGTRAP,
-    ] {
-        blocked.remove(fault);
-    }
-    // A thread begins with the mask of the one that starts it: it is never without its own.
-    let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    let thread = Builder::new()
-        .name(name.to_owned())
-        .stack_size(STACK_SIZE)
-        .spawn(body);
-    before.thread_set_mask()?;
-    thread
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Stopping, holding and ending machines, whatever their guests do.
 
 use std::fs;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use capsa_core::backend::GuestEnd;
+use capsa_core::backend::{GuestEnd, HypervisorBackend};
+use capsa_kvm::KvmBackend;
 use futures_executor::block_on;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::payload::Payload;
 
 /// Guests that never end by themselves.
@@ -79,6 +81,31 @@ fn dropping_a_machine_ends_its_threads() {
         drop(Machine::with(&payload, 2, &[]));
     }
     settle();
+}
+
+/// The machine runs, but whoever started it has not looked yet, and no longer cares.
+#[test]
+fn a_start_that_nobody_waits_for_any_more_leaves_nothing() {
+    let kernel = Payload::new().spin().file();
+    let spec = machine::spec(kernel.path().to_owned(), 1, &[]);
+    let backend = KvmBackend::new(None);
+    let mut start = backend.start(&spec);
+    let mut nobody = Context::from_waker(Waker::noop());
+    assert!(start.as_mut().poll(&mut nobody).is_pending());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !threads_are_named("capsa-vcpu0") {
+        assert!(Instant::now() < deadline, "the machine does not start");
+        std::thread::yield_now();
+    }
+    drop(start);
+    settle();
+}
+
+fn threads_are_named(name: &str) -> bool {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    // A thread may end meanwhile.
+    let mut names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.any(|found| found.trim_end() == name)
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -48,7 +48,8 @@ impl Machine {
     }
 }
 
-fn spec(kernel: std::path::PathBuf, cpus: u32, disks: &[ResolvedDisk]) -> VmSpec {
+/// What starts a machine with the ELF file `kernel`.
+pub(crate) fn spec(kernel: std::path::PathBuf, cpus: u32, disks: &[ResolvedDisk]) -> VmSpec {
     let mut resources = ResourceConfig::default();
     resources.cpus = cpus;
     resources.memory_mb = 32;

@@ -164,24 +164,3 @@ fn a_drop_waits_for_the_call_that_the_device_is_in() {
         "nothing is left of the work"
     );
 }
-
-#[test]
-fn threads_have_names_and_take_no_signals() {
-    let before = SigSet::thread_get_mask().unwrap();
-    let thread = spawn_without_signals("capsa-a-very-long-name", || {
-        let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
-        (name, SigSet::thread_get_mask().unwrap())
-    });
-    let (name, mask) = thread.unwrap().join().unwrap();
-    assert_eq!(name, "capsa-a-very-lo\n");
-    for signal in [
-        Signal::SIGINT,
-        Signal::SIGCHLD,
-        Signal::SIGPROF,
-        Signal::SIGUSR1,
-    ] {
-        assert!(mask.contains(signal), "{signal}");
-    }
-    assert!(!mask.contains(Signal::SIGSEGV));
-    assert_eq!(SigSet::thread_get_mask().unwrap(), before);
-}

@@ -33,5 +33,5 @@ pub(crate) use {
     layout::memory_regions,
     load::{Entry, load},
     registers::describe_vcpu,
-    vcpu::configure_vcpu,
+    vcpu::{configure_vcpu, excuse_pause},
 };

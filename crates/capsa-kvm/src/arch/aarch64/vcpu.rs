@@ -11,6 +11,10 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use super::load::Entry;
 use super::registers::id;
 
+/// The guest's clock is the processor's own, which runs on while a vCPU is held, and there is no way
+/// to tell the guest.
+pub(crate) fn excuse_pause(_: &VcpuFd) {}
+
 /// Sets up vCPU `index`; `entry` matters for the first one.
 ///
 /// # Errors

@@ -24,4 +24,4 @@ pub(crate) use interrupts::{MSI_ROUTE_FLAGS, create_vcpus, pin_routes};
 pub(crate) use layout::memory_regions;
 pub(crate) use load::load;
 pub(crate) use registers::describe_vcpu;
-pub(crate) use vcpu::{Entry, configure_vcpu};
+pub(crate) use vcpu::{Entry, configure_vcpu, excuse_pause};

@@ -113,6 +113,13 @@ const PAGE: u64 = 4096;
 /// Memory that is mapped: everything that the loader may use.
 const MAPPED_GIB: u64 = 4;
 
+/// Tells the guest that the vCPU may not have executed for a while, so that its kernel does not take
+/// the time for its own fault (`KVM_KVMCLOCK_CTRL`).
+pub(crate) fn excuse_pause(vcpu: &VcpuFd) {
+    // Refused when the guest does not use kvm-clock: then there is nobody to tell.
+    let _ = vcpu.kvmclock_ctrl();
+}
+
 /// Writes the descriptors and the page tables that the first vCPU starts with.
 pub(super) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     let mut gdt = layout::GDT;
