@@ -56,9 +56,10 @@ type Test = (String, String);
 ///
 /// A test failed, or did not run though it should have: those with a VM above all.
 pub(crate) fn run(counts: &mut Counts) -> Result<()> {
-    let suite = Suite::of("default", &[])?;
+    let suite = Suite::of("default", Vec::new())?;
     let vm_tests = suite.list(&["--filterset", VM_TESTS])?;
     ensure!(!vm_tests.is_empty(), "there is no test with a VM");
+    suite.forget_report()?;
     let mut command = cargo(["nextest", "run", "--no-fail-fast"])?;
     let status = command.args(EVERYTHING).stdin(Stdio::null()).status()?;
     suite.check(counts, status.success())?;
@@ -69,47 +70,59 @@ pub(crate) fn run(counts: &mut Counts) -> Result<()> {
 /// The tests of a profile in `.config/nextest.toml`.
 pub(crate) struct Suite {
     profile: &'static str,
-    /// Parts of the names of tests; empty for all.
-    names: Vec<String>,
+    /// The runner's arguments that choose some of the profile's tests; empty for all.
+    choice: Vec<String>,
     wanted: BTreeSet<Test>,
     /// Those that are wanted, and those that say that they are not to be run.
     known: BTreeSet<Test>,
 }
 
 impl Suite {
-    fn of(profile: &'static str, names: &[String]) -> Result<Self> {
+    fn of(profile: &'static str, choice: Vec<String>) -> Result<Self> {
         let mut suite = Self {
             profile,
-            names: names.to_vec(),
+            choice,
             wanted: BTreeSet::new(),
             known: BTreeSet::new(),
         };
         suite.wanted = suite.list(&[])?;
         suite.known = suite.list(&["--run-ignored", "all"])?;
-        ensure!(
-            !suite.wanted.is_empty(),
-            "profile {profile} has no such tests"
-        );
-        // The report of an earlier run must not pass for the one of this run.
-        let report = suite.report()?;
+        Ok(suite)
+    }
+
+    /// Removes the report of an earlier run, which must not pass for the one of the next.
+    pub(crate) fn forget_report(&self) -> Result<()> {
+        let report = self.report()?;
         match fs::remove_file(&report) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).context(format!("cannot remove {}", report.display()))
             }
-            _ => Ok(suite),
+            _ => Ok(()),
         }
     }
 
-    /// The tests that need a KVM which runs stock kernels; those with one of `names` in theirs,
-    /// unless it is empty.
-    pub(crate) fn in_bench(names: &[String]) -> Result<Self> {
-        Self::of("bench", names)
+    /// The tests that need a KVM which runs stock kernels, in batches for one bench each; those with
+    /// one of `names` in theirs, unless it is empty.
+    pub(crate) fn in_bench(names: &[String], batches: u32) -> Result<Vec<Self>> {
+        let batch = |number| {
+            // By its name, so that a test is in the same batch whatever else is asked for.
+            let partition = ["--partition".to_owned(), format!("hash:{number}/{batches}")];
+            let choice = partition.into_iter().chain(names.iter().cloned());
+            Self::of("bench", choice.collect())
+        };
+        let suites = (1..=batches).map(batch).collect::<Result<Vec<_>>>()?;
+        let suites: Vec<_> = suites
+            .into_iter()
+            .filter(|suite| !suite.wanted.is_empty())
+            .collect();
+        ensure!(!suites.is_empty(), "there are no such tests for the bench");
+        Ok(suites)
     }
 
     fn list(&self, choice: &[&str]) -> Result<BTreeSet<Test>> {
         let mut list = cargo(["nextest", "list", "--message-format", "oneline"])?;
         list.args(["--profile", self.profile]).args(EVERYTHING);
-        listed(&output(list.args(choice).args(&self.names))?)
+        listed(&output(list.args(choice).args(&self.choice))?)
     }
 
     /// The folder in which the runner leaves its report.
@@ -142,7 +155,7 @@ impl Suite {
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
             words.extend([option.into(), path.into()]);
         }
-        words.extend(self.names.iter().map(OsString::from));
+        words.extend(self.choice.iter().map(OsString::from));
         Ok(words)
     }
 

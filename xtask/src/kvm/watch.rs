@@ -1,7 +1,6 @@
 //! From the start of a command to its end: passes on what it prints in a guest, and ends what does
 //! not end by itself.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
@@ -9,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,6 +31,19 @@ pub(crate) enum End {
     TimedOut,
     /// Somebody asked this program to end.
     Interrupted,
+}
+
+/// The guest ended without having told the command's status: QEMU or its kernel has crashed. With
+/// what its console says.
+#[derive(Debug)]
+pub(super) struct GuestDied(String);
+
+impl std::error::Error for GuestDied {}
+
+impl fmt::Display for GuestDied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest died; {}", self.0)
+    }
 }
 
 /// A program that is killed when this goes away.
@@ -82,8 +95,7 @@ pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Res
     }
     match folder.told()? {
         Told::Exited(status) => Ok(End::Exited(status)),
-        Told::Started => bail!("the guest died; {}", console(folder)),
-        Told::Nothing => bail!("the guest died while it booted; {}", console(folder)),
+        Told::Started | Told::Nothing => Err(GuestDied(console(folder)).into()),
     }
 }
 
