@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::watch::End;
 use super::{Bench, try_run};
+use crate::packages::{self, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
 use crate::workspace::{cargo, check, command, release_folder, target_folder};
 
 /// The guest's first process is built for the target, not for the host, although both are the same:
@@ -25,6 +26,7 @@ pub(crate) fn run(
     only: Option<&str>,
     json: Option<&Path>,
 ) -> Result<()> {
+    packages::provide(&[QEMU, QEMU_IMG, MKE2FS, OBJCOPY, BUSYBOX, FIRMWARE])?;
     check(
         cargo(["build", "--locked", "--release"])?
             .args(["--package", "capsa-cli", "--bin", "capsa"])
