@@ -162,8 +162,9 @@ fn remove_leftovers(parent: &Path) -> Result<()> {
             Ok(Err(TryLockError::Error(error))) => return Err(error.into()),
             Ok(Ok(())) | Err(_) => false,
         };
-        if !lives {
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        // What cannot be removed is no reason not to run.
+        if !lives && let Err(error) = fs::remove_dir_all(&path) {
+            eprintln!("cannot remove {}: {error}", path.display());
         }
     }
     Ok(())
