@@ -21,7 +21,7 @@ const HINT: Style = AnsiColor::Green.on_default().bold();
 const WAITING: usize = 256;
 
 /// How long the last words may take to be read.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Tells something that is neither wrong nor the result.
 pub(crate) fn note(text: &str) {
