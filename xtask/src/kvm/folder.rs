@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
@@ -101,6 +102,12 @@ impl Folder {
         fs::write(&path, "")?;
         fs::set_permissions(&path, Permissions::from_mode(mode))?;
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// When the guest last showed that it is alive; the times of different beats differ.
+    pub(super) fn heartbeat(&self) -> Option<SystemTime> {
+        let beat = self.control().join("heartbeat").metadata();
+        beat.and_then(|beat| beat.modified()).ok()
     }
 
     /// What the guest has told so far.

@@ -17,6 +17,9 @@ use super::folder::{Folder, Told};
 
 /// How long the guest may take until the command starts: seconds, where nothing else runs.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// How long a guest may show no sign of life, which it does every five seconds: much longer than on
+/// the busiest machine.
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(150);
 /// How often is looked whether something has happened.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How much of the guest's console stands in an error.
@@ -33,16 +36,19 @@ pub(crate) enum End {
     Interrupted,
 }
 
-/// The guest ended without having told the command's status: QEMU or its kernel has crashed. With
-/// what its console says.
+/// The guest ended without having told the command's status, or does nothing any more: QEMU or its
+/// kernel has crashed or hangs. With what its console says.
 #[derive(Debug)]
-pub(super) struct GuestDied(String);
+pub(super) struct GuestDied {
+    how: &'static str,
+    console: String,
+}
 
 impl std::error::Error for GuestDied {}
 
 impl fmt::Display for GuestDied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the guest died; {}", self.0)
+        write!(f, "the guest {}; {}", self.how, self.console)
     }
 }
 
@@ -77,12 +83,24 @@ pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Res
         pass_on(stdout, io::stdout(), &unread),
         pass_on(stderr, io::stderr(), &unread),
     ];
+    let died = |how| GuestDied {
+        how,
+        console: console(folder),
+    };
     let mut boots = true;
+    let mut heartbeat = None;
+    let mut last_change = Duration::ZERO;
     let end = wait(&mut qemu, limit, |elapsed| {
         ensure!(!unread.load(Relaxed), "nobody takes the command's output");
         boots = boots && folder.told()? == Told::Nothing;
         if boots && elapsed > BOOT_LIMIT {
             bail!("the guest does not boot; {}", console(folder));
+        }
+        let now = folder.heartbeat();
+        if boots || now != heartbeat {
+            (heartbeat, last_change) = (now, elapsed);
+        } else if elapsed - last_change > HEARTBEAT_LIMIT {
+            return Err(died("hangs").into());
         }
         Ok(())
     })?;
@@ -95,7 +113,7 @@ pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Res
     }
     match folder.told()? {
         Told::Exited(status) => Ok(End::Exited(status)),
-        Told::Started | Told::Nothing => Err(GuestDied(console(folder)).into()),
+        Told::Started | Told::Nothing => Err(died("died").into()),
     }
 }
 
