@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use capsa::BackendChoice;
+
 /// What a process holds: the counts that must be back where they were when its VMs are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holdings {
@@ -48,6 +50,24 @@ pub fn children(pid: u32) -> Vec<u32> {
         .collect();
     children.sort_unstable();
     children
+}
+
+/// How many machines of a backend process `pid` holds: its child processes, or for Capsa's own
+/// monitor the threads that own one.
+#[must_use]
+pub fn machines(backend: BackendChoice, pid: u32) -> usize {
+    if backend != BackendChoice::Kvm {
+        return children(pid).len();
+    }
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return 0;
+    };
+    // A thread may end meanwhile.
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .filter(|name| name.trim_end() == "capsa-vm")
+        .count()
 }
 
 /// A line of a process's /proc/PID/status.

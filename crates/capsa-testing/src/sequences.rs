@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use capsa::{BackendChoice, ExitReason, VmHandle};
 use fastrand::Rng;
 
-use crate::guest::{Guest, LIMIT, kit_vm};
+use crate::guest::{Guest, LIMIT, kit_vm, output};
 
 /// Starts a VM, does something to it, ends it, and returns what was done.
 ///
@@ -51,7 +51,7 @@ impl Booted {
     /// Does something that leaves the VM running.
     async fn meddle(&mut self, rng: &mut Rng) -> Result<String> {
         if let (Self::Shell(guest), true) = (&mut *self, rng.bool()) {
-            let size = rng.u32(1..=512);
+            let size = output(rng.usize(1..=512)).max(1);
             guest
                 .ok(&format!(
                     "dd if=/dev/zero bs=1k count={size} 2>/dev/null | tr '\\0' x"
