@@ -4,6 +4,7 @@
 capsa_testing::behaviours!(
     vm_qemu,
     capsa::BackendChoice::Qemu,
+    most_cpus,
     shares,
     uefi,
     monitor_process
