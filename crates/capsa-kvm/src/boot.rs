@@ -17,14 +17,13 @@ use capsa_virtio::devices::block::{Block, Image, ImageError};
 use capsa_virtio::devices::console::Console;
 use capsa_virtio::devices::rng::Rng;
 use capsa_virtio::pci::VirtioPciFunction;
-use capsa_virtio::{Memory, VirtioDevice};
+use capsa_virtio::{Memory, VirtioDevice, Wake};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::arch;
 use crate::board::{Board, PowerButton};
-use crate::doorbell::Doorbell;
 use crate::gate::Gate;
 use crate::irq::GsiRoutes;
 use crate::loader::{BootSource, Hardware, LoadError};
@@ -57,7 +56,7 @@ pub(crate) fn boot(
     spec: &VmSpec,
     mailbox: Mailbox,
     messages: Receiver<Message>,
-    bell: Arc<Doorbell>,
+    bell: Wake,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(Machine, ConsolePipes)> {
     let boot = Boot::new(&spec.boot)?;

@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::doorbell::Doorbell;
+use capsa_virtio::Wake;
 
 /// The gate of one machine's vCPU threads.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
     /// Readable while the gate is not open: ends waits other than `KVM_RUN`.
-    closed: Doorbell,
+    closed: Wake,
 }
 
 #[derive(Debug)]
@@ -46,8 +46,8 @@ enum Position {
 impl Gate {
     /// A gate that holds every thread.
     pub(crate) fn held() -> io::Result<Self> {
-        let closed = Doorbell::new()?;
-        closed.ring();
+        let closed = Wake::new()?;
+        closed.raise();
         Ok(Self {
             state: Mutex::new(State {
                 position: Position::Held,
@@ -90,7 +90,7 @@ impl Gate {
     pub(crate) fn release(&self) {
         let mut state = self.lock();
         if state.position == Position::Held {
-            self.closed.silence();
+            self.closed.clear();
             state.position = Position::Open;
             self.changed.notify_all();
         }
@@ -110,7 +110,7 @@ impl Gate {
     fn close(&self, position: Position) {
         let mut state = self.lock();
         if state.position != Position::Shut {
-            self.closed.ring();
+            self.closed.raise();
             state.position = position;
             self.changed.notify_all();
         }

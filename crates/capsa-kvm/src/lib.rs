@@ -40,11 +40,6 @@ mod boot;
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
-mod doorbell;
-#[cfg(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64")
-))]
 mod gate;
 #[cfg(all(
     target_os = "linux",

@@ -14,10 +14,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use capsa_core::backend::GuestEnd;
-use capsa_virtio::{Readiness, WaitSet};
+use capsa_virtio::{Readiness, WaitSet, Wake};
 
 use crate::board::Board;
-use crate::doorbell::Doorbell;
 use crate::gate::Gate;
 use crate::message::Message;
 use crate::typing::Typing;
@@ -29,7 +28,7 @@ pub(crate) struct Machine {
     pub(crate) gate: Arc<Gate>,
     pub(crate) board: Arc<Board>,
     pub(crate) messages: Receiver<Message>,
-    pub(crate) bell: Arc<Doorbell>,
+    pub(crate) bell: Wake,
     /// What is typed into the serial port, a non-blocking pipe.
     pub(crate) typed: Option<OwnedFd>,
 }
@@ -46,7 +45,7 @@ impl Machine {
     /// The host refused to wait for descriptors; the machine has been ended.
     pub(crate) fn run(self) -> io::Result<GuestEnd> {
         let wait = WaitSet::new()?;
-        wait.add(&*self.bell, MESSAGES, Readiness::Readable)?;
+        wait.add(&self.bell, MESSAGES, Readiness::Readable)?;
         wait.add(self.board.serial.appetite(), APPETITE, Readiness::Readable)?;
         let typed = self.typed.as_ref();
         let mut typing = typed
@@ -57,13 +56,13 @@ impl Machine {
             for token in wait.wait(None)? {
                 match token {
                     MESSAGES => {
-                        self.bell.silence();
+                        self.bell.clear();
                         if let Some(end) = self.obey() {
                             return Ok(end);
                         }
                     }
                     APPETITE => {
-                        self.board.serial.appetite().silence();
+                        self.board.serial.appetite().clear();
                         if let Some(typing) = &mut typing {
                             typing.write(&self.board.serial)?;
                         }

@@ -1,13 +1,11 @@
 //! What the machine's thread is told: by the handle, and by the vCPU threads.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use capsa_core::backend::GuestEnd;
+use capsa_virtio::Wake;
 use futures_channel::oneshot;
-
-use crate::doorbell::Doorbell;
 
 /// What the machine's thread is told.
 #[derive(Debug)]
@@ -28,7 +26,7 @@ pub(crate) enum Message {
 #[derive(Debug, Clone)]
 pub(crate) struct Mailbox {
     queue: Sender<Message>,
-    bell: Arc<Doorbell>,
+    bell: Wake,
 }
 
 impl Mailbox {
@@ -37,12 +35,12 @@ impl Mailbox {
     /// # Errors
     ///
     /// The process has no descriptor left.
-    pub(crate) fn new() -> io::Result<(Self, Receiver<Message>, Arc<Doorbell>)> {
+    pub(crate) fn new() -> io::Result<(Self, Receiver<Message>, Wake)> {
         let (queue, messages) = mpsc::channel();
-        let bell = Arc::new(Doorbell::new()?);
+        let bell = Wake::new()?;
         let mailbox = Self {
             queue,
-            bell: Arc::clone(&bell),
+            bell: bell.clone(),
         };
         Ok((mailbox, messages, bell))
     }
@@ -51,7 +49,7 @@ impl Mailbox {
     /// sees that there will be none.
     pub(crate) fn send(&self, message: Message) {
         if self.queue.send(message).is_ok() {
-            self.bell.ring();
+            self.bell.raise();
         }
     }
 }

@@ -2,15 +2,14 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use capsa_virtio::Wake;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
-
-use crate::doorbell::Doorbell;
 
 /// Offset of the modem control register, whose loopback bit decides whether input is taken.
 const MODEM_CONTROL: u8 = 4;
@@ -20,7 +19,7 @@ pub(crate) struct SerialPort {
     uart: Mutex<Serial<InterruptLine, Appetite, Wire>>,
     /// The wire's descriptor once more, to wait for without the lock.
     output: OwnedFd,
-    appetite: Arc<Doorbell>,
+    appetite: Wake,
 }
 
 /// The guest printed faster than the console's pipe was emptied: the byte was not taken.
@@ -35,11 +34,11 @@ impl SerialPort {
     ///
     /// The process has no descriptor left.
     pub(crate) fn new(output: OwnedFd, interrupt: EventFd) -> io::Result<Self> {
-        let appetite = Arc::new(Doorbell::new()?);
+        let appetite = Wake::new()?;
         let wire = Wire {
             output: output.try_clone()?,
         };
-        let events = Appetite(Arc::clone(&appetite));
+        let events = Appetite(appetite.clone());
         Ok(Self {
             uart: Mutex::new(Serial::with_events(InterruptLine(interrupt), events, wire)),
             output,
@@ -56,7 +55,7 @@ impl SerialPort {
     pub(crate) fn write(&self, offset: u8, value: u8) -> Result<(), Full> {
         let written = self.lock().write(offset, value);
         if offset == MODEM_CONTROL {
-            self.appetite.ring();
+            self.appetite.raise();
         }
         match written {
             Err(vm_superio::serial::Error::IOError(error))
@@ -92,7 +91,7 @@ impl SerialPort {
     }
 
     /// Readable when there may be room again for what is typed.
-    pub(crate) fn appetite(&self) -> &Doorbell {
+    pub(crate) fn appetite(&self) -> &Wake {
         &self.appetite
     }
 }
@@ -109,14 +108,14 @@ impl Trigger for InterruptLine {
 }
 
 /// Tells the machine's thread that the guest has read everything that was typed.
-struct Appetite(Arc<Doorbell>);
+struct Appetite(Wake);
 
 impl SerialEvents for Appetite {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        self.0.ring();
+        self.0.raise();
     }
 }
 

@@ -2,10 +2,10 @@
 //! offsets, rings and descriptors by their bytes.
 //!
 //! ```no_run
-//! # fn device() -> Box<dyn capsa_virtio::VirtioDevice> { unimplemented!() }
+//! use capsa_virtio::devices::rng::Rng;
 //! use capsa_virtio::raw_driver::{RawDriver, readable, writable};
 //!
-//! let driver = RawDriver::new(device()); // 4 MiB of memory, MSI-X on, the BAR answers
+//! let driver = RawDriver::new(Box::new(Rng::new()?)); // 4 MiB of memory, MSI-X on, the BAR answers
 //! let mut queues = driver.connect(u64::MAX, 16); // all that is offered; each queue of 16; DRIVER_OK
 //! let request = driver.place(b"abc"); // memory for buffers
 //! let answer = driver.allocate(512, 1);
@@ -15,6 +15,7 @@
 //! assert_eq!(id, u32::from(head));
 //! let text = driver.read_memory(answer, length as usize);
 //! # let _ = text;
+//! # Ok::<(), std::io::Error>(())
 //! ```
 //!
 //! For attacks, the same in parts: [`RawDriver::negotiate`], [`RawDriver::write`] and

@@ -1,4 +1,4 @@
-//! How a thread of the host has a device's worker look at something: an eventfd.
+//! How one thread of the host has another look at something: an eventfd.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A wake-up for a device, to be waited for in its [`WaitSet`](crate::WaitSet) as readable.
-///
-/// Raised by handles on other threads, and by a device itself that has to be called again. A clone
-/// is the same wake-up.
+/// A wake-up, to be waited for in a [`WaitSet`](crate::WaitSet) as readable: a device's, raised by
+/// handles on other threads and by a device that has to be called again, or a machine's. A clone is
+/// the same wake-up.
 #[derive(Debug, Clone)]
 pub struct Wake(Arc<OwnedFd>);
 
@@ -30,7 +29,7 @@ impl Wake {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// For the worker, before it looks at what it was woken for.
+    /// For whoever waits, before it looks at what it was woken for.
     pub fn clear(&self) {
         // Refused only when it was not raised.
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
