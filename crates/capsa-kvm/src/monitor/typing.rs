@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use capsa_virtio::{Readiness, WaitSet};
 use rustix::io::Errno;
 
-use crate::serial::SerialPort;
+use crate::monitor::serial::SerialPort;
 
 /// Bytes read at once: what the port's receive buffer holds.
 const CHUNK: usize = 64;

@@ -9,7 +9,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::arch;
+use crate::monitor::arch;
 
 /// Maps `size` bytes and gives them to the guest, around the hole that the architecture leaves.
 ///

@@ -6,7 +6,7 @@
 use capsa_core::backend::GuestEnd;
 
 use super::layout;
-use crate::board::{Access, Board};
+use crate::monitor::board::{Access, Board};
 
 /// The keyboard controller's status: nothing to read, ready for a command. It takes one only.
 const I8042_STATUS: u8 = 0;

@@ -16,11 +16,11 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use capsa_core::backend::GuestEnd;
 use capsa_virtio::{Readiness, WaitSet, Wake};
 
-use crate::board::Board;
-use crate::gate::Gate;
-use crate::message::Message;
-use crate::typing::Typing;
-use crate::vcpu::VcpuThread;
+use crate::monitor::board::Board;
+use crate::monitor::gate::Gate;
+use crate::monitor::message::Message;
+use crate::monitor::typing::Typing;
+use crate::monitor::vcpu::VcpuThread;
 
 /// A machine, whole. Dropping it ends the vCPU threads, then the devices, then the VM.
 pub(crate) struct Machine {

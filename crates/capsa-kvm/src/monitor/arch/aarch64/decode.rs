@@ -8,8 +8,8 @@ use std::ops::Range;
 use capsa_core::backend::GuestEnd;
 
 use super::layout;
-use crate::board::{Access, Board};
-use crate::pci::ConfigAddress;
+use crate::monitor::board::{Access, Board};
+use crate::monitor::pci::ConfigAddress;
 
 /// The guest panicked: the only event of pvpanic that is offered (QEMU, docs/specs/pvpanic.rst).
 const PVPANIC_PANICKED: u8 = 1;
@@ -93,9 +93,9 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::PowerButton;
-    use crate::pci::PciBus;
-    use crate::serial::SerialPort;
+    use crate::monitor::board::PowerButton;
+    use crate::monitor::pci::PciBus;
+    use crate::monitor::serial::SerialPort;
 
     fn board() -> (Board, std::os::fd::OwnedFd) {
         let (output, wire) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();

@@ -10,7 +10,9 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::{fdt, layout};
-use crate::loader::{BootSource, Hardware, KernelError, LoadError, fill, load_initrd, read_head};
+use crate::monitor::loader::{
+    BootSource, Hardware, KernelError, LoadError, fill, load_initrd, read_head,
+};
 
 /// Where the first vCPU starts: with the MMU off, and the device tree's address in x0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use linux_loader::bootparam::{LOADED_HIGH, XLF_KERNEL_64, setup_header};
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
 use super::layout;
-use crate::loader::BootSource;
+use crate::monitor::loader::BootSource;
 
 /// Memory of `mib` MiB as a machine has it. What is not written costs nothing.
 pub(crate) fn memory(mib: u64) -> GuestMemoryMmap {

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU32;
 
 use capsa_virtio::pci::{BAR_SIZE, VirtioPciFunction};
 
-use crate::arch::layout;
+use crate::monitor::arch::layout;
 
 /// Most functions besides the host bridge: a bus has 32 devices, all of ours have one function.
 pub(crate) const MAX_FUNCTIONS: usize = 31;

@@ -7,7 +7,7 @@ use vm_memory::GuestAddress;
 
 use super::super::fdt::tests::Tree;
 use super::*;
-use crate::loader::InitrdError;
+use crate::monitor::loader::InitrdError;
 
 /// Where a kernel lies that does not ask for a distance.
 const START: u64 = layout::RAM + layout::FDT_MAX_SIZE;

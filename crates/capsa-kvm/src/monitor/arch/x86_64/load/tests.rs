@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::fixtures::*;
 use super::*;
-use crate::loader::InitrdError;
+use crate::monitor::loader::InitrdError;
 
 const HARDWARE: Hardware = Hardware { vcpus: 2 };
 

@@ -16,9 +16,9 @@ use capsa_core::resources::Isolation;
 use capsa_core::spec::VmSpec;
 use futures_channel::oneshot;
 
-use crate::boot::{OWN_FUNCTIONS, boot};
-use crate::message::{Mailbox, Message};
-use crate::pci::MAX_FUNCTIONS;
+use crate::monitor::boot::{OWN_FUNCTIONS, boot};
+use crate::monitor::message::{Mailbox, Message};
+use crate::monitor::pci::MAX_FUNCTIONS;
 use crate::probe::{self, Freshness};
 
 /// Most vCPUs: what the tables and the topology are tested for.

@@ -7,8 +7,8 @@ use capsa_core::backend::GuestEnd;
 use capsa_virtio::Memory;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::pci::PciBus;
-use crate::serial::SerialPort;
+use crate::monitor::pci::PciBus;
+use crate::monitor::serial::SerialPort;
 
 /// What became of a guest's write.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use acpi_tables::{Aml, sdt::Sdt};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout;
-use crate::loader::Hardware;
+use crate::monitor::loader::Hardware;
 
 const OEM: [u8; 6] = *b"CAPSA ";
 const OEM_TABLE: [u8; 8] = *b"CAPSAVM ";

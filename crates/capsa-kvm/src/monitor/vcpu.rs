@@ -22,10 +22,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-use crate::arch::{self, decode};
-use crate::board::{Access, Board};
-use crate::gate::Gate;
-use crate::message::{Mailbox, Message};
+use crate::monitor::arch::{self, decode};
+use crate::monitor::board::{Access, Board};
+use crate::monitor::gate::Gate;
+use crate::monitor::message::{Mailbox, Message};
 
 /// What a vCPU thread needs beyond the vCPU itself: the same for each of a machine.
 #[derive(Clone)]

@@ -22,17 +22,17 @@ use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
-use crate::arch;
-use crate::board::{Board, PowerButton};
-use crate::gate::Gate;
-use crate::irq::GsiRoutes;
-use crate::loader::{BootSource, Hardware, LoadError};
-use crate::machine::Machine;
-use crate::memory;
-use crate::message::{Mailbox, Message};
-use crate::pci::{self, PciBus};
-use crate::serial::SerialPort;
-use crate::vcpu::{VcpuContext, VcpuThread};
+use crate::monitor::arch;
+use crate::monitor::board::{Board, PowerButton};
+use crate::monitor::gate::Gate;
+use crate::monitor::irq::GsiRoutes;
+use crate::monitor::loader::{BootSource, Hardware, LoadError};
+use crate::monitor::machine::Machine;
+use crate::monitor::memory;
+use crate::monitor::message::{Mailbox, Message};
+use crate::monitor::pci::{self, PciBus};
+use crate::monitor::serial::SerialPort;
+use crate::monitor::vcpu::{VcpuContext, VcpuThread};
 
 /// The PCI functions of a machine besides its disks, at most: entropy source, balloon, console.
 pub(crate) const OWN_FUNCTIONS: usize = 3;

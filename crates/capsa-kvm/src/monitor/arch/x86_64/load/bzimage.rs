@@ -9,7 +9,7 @@ use vm_memory::{ByteValued, GuestMemoryMmap};
 
 use super::elf::unreadable;
 use super::{Entry, Kernel, check_fits, layout};
-use crate::loader::{KernelError, fill};
+use crate::monitor::loader::{KernelError, fill};
 
 /// Where the header is in the file.
 const HEADER: usize = 0x1f1;

@@ -11,7 +11,7 @@ use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
 use vm_memory::{GuestMemoryMmap, ReadVolatile};
 
 use super::{Entry, Kernel, check_fits, layout};
-use crate::loader::{KernelError, fill};
+use crate::monitor::loader::{KernelError, fill};
 
 /// `XEN_ELFNOTE_PHYS32_ENTRY` of Xen's public/elfnote.h: the address of the PVH entry.
 const PHYS32_ENTRY: NoteType = NoteType(18);

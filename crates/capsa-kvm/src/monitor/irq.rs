@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::arch;
+use crate::monitor::arch;
 
 /// The machine's GSIs: those of the interrupt controller's pins, which are fixed, and those that
 /// devices send messages by, which drivers program.

@@ -17,7 +17,9 @@ use vm_memory::{
 
 use super::vcpu::{self, Entry};
 use super::{acpi, layout};
-use crate::loader::{BootSource, Hardware, KernelError, LoadError, load_initrd, read_head};
+use crate::monitor::loader::{
+    BootSource, Hardware, KernelError, LoadError, load_initrd, read_head,
+};
 
 /// Fills the machine's memory, which must be zero. Blocks for as long as the files take to be read.
 ///
