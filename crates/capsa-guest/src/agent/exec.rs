@@ -1,0 +1,371 @@
+//! Programs: starting them, carrying their streams, reporting their end.
+
+use std::collections::HashSet;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExecRequest, ExitStatus, WindowSize};
+use capsa_agent_proto::frame::{read_message, write_message};
+use capsa_agent_proto::{Failure, FailureKind, MAX_EXECS};
+use futures_util::future::{Either, select};
+use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use yamux::Stream;
+
+use super::Agent;
+use super::descriptor::Descriptor;
+use super::streams::Kind;
+use crate::cgroup::Cgroup;
+use crate::process::{self, Stdio};
+use crate::supervision::FromAgent;
+
+/// Bytes that a stream moves at once: what the multiplexer makes one frame of.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// What a terminal takes for the end of its input: control-D, `VEOF`'s default.
+const END_OF_INPUT: &[u8] = &[4];
+
+/// The programs that run.
+pub(super) struct Execs {
+    slots: Arc<Semaphore>,
+    ids: Mutex<HashSet<u32>>,
+}
+
+impl Default for Execs {
+    fn default() -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(MAX_EXECS)),
+            ids: Mutex::default(),
+        }
+    }
+}
+
+impl Execs {
+    pub(super) fn running(&self) -> usize {
+        MAX_EXECS - self.slots.available_permits()
+    }
+
+    /// Makes room for a program of this number.
+    fn admit(&self, id: u32) -> Result<Admission<'_>, Failure> {
+        let permit = self.slots.clone().try_acquire_owned().map_err(|_| {
+            let detail = format!("{MAX_EXECS} programs run at once already");
+            Failure::new(FailureKind::Busy, detail)
+        })?;
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ids.insert(id) {
+            let detail = format!("a program with the number {id} runs already");
+            return Err(Failure::new(FailureKind::Invalid, detail));
+        }
+        Ok(Admission {
+            execs: self,
+            id,
+            _permit: permit,
+        })
+    }
+}
+
+/// The right of one program to run.
+struct Admission<'a> {
+    execs: &'a Execs,
+    id: u32,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        let mut ids = self.execs.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.remove(&self.id);
+    }
+}
+
+/// Runs a program from its request to the report of its end.
+pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
+    let (reader, mut writer) = control.split();
+    let mut say = async |event| write_message(&mut writer, &event).await;
+    // If the host is gone, nobody wants to know: this holds for everything that is said here.
+    let streams = match HostStreams::take(agent, &request).await {
+        Ok(streams) => streams,
+        Err(failure) => return drop(say(ExecEvent::Failed(failure)).await),
+    };
+    let _admission = match agent.execs.admit(request.id) {
+        Ok(admission) => admission,
+        Err(failure) => return drop(say(ExecEvent::Failed(failure)).await),
+    };
+    let program = match Program::start(agent, &request, streams).await {
+        Ok(program) => program,
+        Err(failure) => return drop(say(ExecEvent::Failed(failure)).await),
+    };
+    let _ = say(ExecEvent::Started { pid: program.pid }).await;
+
+    let is_main = matches!(program.end, End::Main(_));
+    let Program { end, control, .. } = program;
+    {
+        let end = pin!(end.wait());
+        let controls = pin!(obey(agent, &control, reader));
+        let (status, controls) = match select(end, controls).await {
+            Either::Left((status, controls)) => (status, Some(controls)),
+            // The host says nothing more; the program goes on.
+            Either::Right(((), end)) => (end.await, None),
+        };
+        if let Ok(status) = status {
+            let _ = say(ExecEvent::Ended(status)).await;
+        }
+        // The machine ends when the host has read all output, however long that takes: it can end
+        // the machine itself at any time.
+        if let (true, Some(controls)) = (is_main, controls) {
+            controls.await;
+        }
+    }
+    if is_main {
+        agent.ask_init(&FromAgent::Acknowledged, &[]);
+    }
+    if let (Some(cgroup), Some(cgroups)) = (control.cgroup, &agent.cgroups) {
+        if request.kill_rest {
+            let _ = cgroup.kill();
+        }
+        cgroups.remove(cgroup);
+    }
+}
+
+/// The ends of the standard streams that the host holds.
+struct HostStreams {
+    stdin: Option<Stream>,
+    stdout: Option<Stream>,
+    stderr: Option<Stream>,
+}
+
+impl HostStreams {
+    async fn take(agent: &Agent, request: &ExecRequest) -> Result<Self, Failure> {
+        let take = async |wanted, kind| match wanted {
+            true => agent.streams.take((request.id, kind)).await.map(Some),
+            false => Ok(None),
+        };
+        Ok(Self {
+            stdin: take(request.streams.stdin, Kind::Stdin).await?,
+            stdout: take(request.streams.stdout, Kind::Stdout).await?,
+            stderr: take(request.streams.stderr, Kind::Stderr).await?,
+        })
+    }
+
+    /// Makes the program's ends of the streams, and carries what flows.
+    fn connect(self, terminal: Option<WindowSize>) -> io::Result<(Stdio, Option<Descriptor>)> {
+        let Some(size) = terminal else {
+            let stdio = Stdio {
+                stdin: self.stdin.map_or_else(process::null, |stream| {
+                    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (w, r))?;
+                    tokio::spawn(carry_input(stream, Descriptor::new(ours)?, &[]));
+                    Ok(theirs)
+                })?,
+                stdout: self.stdout.map_or_else(process::null, output)?,
+                stderr: self.stderr.map_or_else(process::null, output)?,
+            };
+            return Ok((stdio, None));
+        };
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = openpt(flags)?;
+        unlockpt(&ours)?;
+        let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+        let ours = Descriptor::new(ours)?;
+        resize(&ours, size)?;
+        if let Some(stream) = self.stdin {
+            tokio::spawn(carry_input(stream, ours.clone(), END_OF_INPUT));
+        }
+        if let Some(stream) = self.stdout {
+            tokio::spawn(carry(ours.clone(), stream));
+        }
+        let stdio = Stdio {
+            stdin: process::duplicate(&theirs)?,
+            stdout: process::duplicate(&theirs)?,
+            stderr: theirs,
+        };
+        Ok((stdio, Some(ours)))
+    }
+}
+
+fn output(stream: Stream) -> io::Result<std::os::fd::OwnedFd> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    tokio::spawn(carry(Descriptor::new(ours)?, stream));
+    Ok(theirs)
+}
+
+/// Carries what the host sends, and then `end`.
+async fn carry_input(stream: Stream, mut descriptor: Descriptor, end: &'static [u8]) {
+    let all = carry_some(stream, &mut descriptor).await;
+    if all.is_ok() {
+        // A program that is gone needs no end of its input.
+        let _ = descriptor.write_all(end).await;
+    }
+}
+
+/// Carries what a program writes, and then closes the stream.
+///
+/// When either side is gone, both ends close: the program then writes to a broken pipe, the host
+/// reads the end.
+async fn carry(descriptor: Descriptor, mut stream: Stream) {
+    if carry_some(descriptor, &mut stream).await.is_ok() {
+        let _ = stream.close().await;
+    }
+}
+
+/// Carries bytes until the reader ends, and holds no more than one buffer of them.
+async fn carry_some<R, W>(mut reader: R, writer: &mut W) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match reader.read(&mut buffer).await? {
+            0 => return Ok(()),
+            length => writer.write_all(&buffer[..length]).await?,
+        }
+    }
+}
+
+/// A program that runs.
+struct Program {
+    pid: u32,
+    end: End,
+    control: Control,
+}
+
+/// How one learns how a program ends.
+enum End {
+    /// The agent's child.
+    Child(Pid, Descriptor),
+    /// PID 1's child, about which it tells.
+    Main(oneshot::Receiver<ExitStatus>),
+}
+
+/// What can be done to a program.
+struct Control {
+    /// The process group, if it is the agent's to signal.
+    group: Option<Pid>,
+    cgroup: Option<Cgroup>,
+    terminal: Option<Descriptor>,
+}
+
+impl Program {
+    async fn start(
+        agent: &Agent,
+        request: &ExecRequest,
+        streams: HostStreams,
+    ) -> Result<Self, Failure> {
+        if request.kill_rest && !request.main && agent.cgroups.is_none() {
+            let detail = "the guest's kernel has no control groups, so nothing finds what is left";
+            return Err(Failure::new(FailureKind::Unsupported, detail));
+        }
+        if request.terminal.is_some() && request.streams.stderr {
+            let detail = "a program with a terminal has no standard error of its own";
+            return Err(Failure::new(FailureKind::Invalid, detail));
+        }
+        let (stdio, terminal) = streams
+            .connect(request.terminal)
+            .map_err(|e| Failure::io("make the standard streams", &e))?;
+        if request.main {
+            let (pid, end) = agent.start_main(request, &stdio).await?;
+            let control = Control {
+                group: None,
+                cgroup: None,
+                terminal,
+            };
+            let end = End::Main(end);
+            return Ok(Self { pid, end, control });
+        }
+        let cgroup = agent
+            .cgroups
+            .as_ref()
+            .map(|_| Cgroup::create(&format!("exec-{}", request.id)))
+            .transpose()
+            .map_err(|e| Failure::io("make a control group", &e))?;
+        let request = request.clone();
+        // Running a program from a share waits for the host, which may be slow.
+        let spawn = move || {
+            let spawned = process::spawn(&request, stdio, cgroup.as_ref());
+            (spawned, cgroup)
+        };
+        let spawned = tokio::task::spawn_blocking(spawn).await;
+        let (spawned, cgroup) =
+            spawned.map_err(|e| Failure::io("start a program", &e.into()))?;
+        let end = spawned.and_then(|pid| {
+            let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)
+                .map_err(io::Error::from)
+                .and_then(Descriptor::to_wait_for)
+                .map_err(|e| Failure::io("watch a program", &e))?;
+            Ok((pid, descriptor))
+        });
+        match end {
+            Ok((pid, descriptor)) => Ok(Self {
+                pid: pid.as_raw_nonzero().get().unsigned_abs(),
+                end: End::Child(pid, descriptor),
+                control: Control {
+                    group: Some(pid),
+                    cgroup,
+                    terminal,
+                },
+            }),
+            Err(failure) => {
+                if let (Some(cgroup), Some(cgroups)) = (cgroup, &agent.cgroups) {
+                    cgroups.remove(cgroup);
+                }
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl End {
+    async fn wait(self) -> io::Result<ExitStatus> {
+        match self {
+            Self::Main(end) => end.await.map_err(io::Error::other),
+            Self::Child(pid, descriptor) => {
+                let reap = |_: &_| match waitpid(Some(pid), WaitOptions::NOHANG)? {
+                    Some((_, status)) => Ok(process::exit_status(status)),
+                    None => Err(io::ErrorKind::WouldBlock.into()),
+                };
+                descriptor.when_readable(reap).await
+            }
+        }
+    }
+}
+
+/// Does what the host wants of a program, until it says nothing more.
+async fn obey(agent: &Agent, program: &Control, mut reader: impl AsyncRead + Unpin) {
+    while let Ok(Some(control)) = read_message(&mut reader).await {
+        match (control, program.group) {
+            (ExecControl::Signal(signal), Some(group)) => process::signal_group(group, signal),
+            (ExecControl::Signal(signal), None) => {
+                agent.ask_init(&FromAgent::SignalMain(signal), &[]);
+            }
+            (ExecControl::Kill, Some(group)) => {
+                // Without control groups, what is left is its process group.
+                if !program.cgroup.as_ref().is_some_and(|group| group.kill().is_ok()) {
+                    process::signal_group(group, rustix::process::Signal::KILL.as_raw());
+                }
+            }
+            (ExecControl::Kill, None) => agent.ask_init(&FromAgent::KillMain, &[]),
+            (ExecControl::Resize(size), _) => {
+                if let Some(terminal) = &program.terminal {
+                    // It may have been hung up.
+                    let _ = resize(terminal, size);
+                }
+            }
+            (ExecControl::Acknowledge, _) => return,
+        }
+    }
+}
+
+fn resize(terminal: &Descriptor, size: WindowSize) -> io::Result<()> {
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(tcsetwinsize(terminal.fd(), size)?)
+}

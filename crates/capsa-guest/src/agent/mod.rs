@@ -1,0 +1,355 @@
+//! Talks to the host: a server for requests, each on a stream of its own.
+//!
+//! One thread carries all streams and never waits for anything but descriptors. What may wait
+//! elsewhere, for a share that the host serves slowly, happens on other threads: files and the start
+//! of programs. Nothing is held in memory beyond a buffer per stream: who does not read is not sent
+//! to, and what sends to them waits.
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
+use capsa_agent_proto::frame::{Message, read_message, write_message};
+use capsa_agent_proto::{
+    Accepted, Failure, FailureKind, GUEST_STREAMS, MAX_EXECS, MAX_FILE_REQUESTS, Open, preamble,
+};
+use futures_util::io::{BufReader, BufWriter};
+use futures_util::{AsyncRead, AsyncWrite};
+use rustix::net::RecvFlags;
+use rustix::process::{Resource, Rlimit, chroot, fchdir, getrlimit, setrlimit};
+use rustix::time::{ClockId, Timespec, clock_settime};
+use tokio::runtime;
+use tokio::sync::{Semaphore, oneshot};
+use yamux::{Connection, ConnectionError, Mode, Stream};
+
+use self::descriptor::Descriptor;
+use self::exec::Execs;
+use self::streams::{Kind, Streams};
+use crate::cgroup::Cgroups;
+use crate::process::Stdio;
+use crate::supervision::{self, FromAgent, ToAgent};
+
+mod channel;
+mod copy;
+mod descriptor;
+mod exec;
+mod files;
+mod info;
+mod streams;
+
+/// The argument with which PID 1 runs this program as the agent. The other end of the pair of
+/// sockets is the standard input then.
+pub const ROLE: &str = "agent";
+
+/// Bytes that are read from the channel or written to it at once. The driver of virtio-serial takes
+/// no more in one go.
+const CHANNEL_BUFFER: usize = 32 << 10;
+
+/// The window of a stream, by yamux's specification. It is not made larger: the channel is short.
+const WINDOW: usize = 256 << 10;
+
+/// Bytes of the stack of a thread for files.
+const STACK: usize = 512 << 10;
+
+/// The agent, as all of its streams see it.
+pub struct Agent {
+    execs: Execs,
+    streams: Streams,
+    files: Arc<Semaphore>,
+    cgroups: Option<Cgroups>,
+    init: Option<Init>,
+}
+
+/// PID 1, as the agent sees it.
+struct Init {
+    socket: Descriptor,
+    main: Mutex<Main>,
+}
+
+/// Who waits for news of the main process.
+#[derive(Default)]
+enum Main {
+    /// There was none yet.
+    #[default]
+    None,
+    Starting(
+        oneshot::Sender<Result<u32, Failure>>,
+        oneshot::Sender<ExitStatus>,
+    ),
+    Running(oneshot::Sender<ExitStatus>),
+    Over,
+}
+
+/// Is the agent, until the channel ends.
+#[must_use]
+pub fn run() -> ExitCode {
+    match serve_host() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            crate::init::say(&format!("agent: {e}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve_host() -> Result<(), Box<dyn std::error::Error>> {
+    let socket = rustix::stdio::stdin().try_clone_to_owned()?;
+    let Some((ToAgent::Begin { token, channel }, _)) =
+        supervision::receive(&socket, RecvFlags::empty())?
+    else {
+        return Err("the first process says nothing".into());
+    };
+    // Each program needs several descriptors here; how many it has itself is another matter.
+    let most = getrlimit(Resource::Nofile).maximum;
+    let wanted = u64::try_from(MAX_EXECS * 8 + MAX_FILE_REQUESTS * 256)?;
+    let limit = Some(most.map_or(wanted, |most| most.max(wanted)));
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit,
+            maximum: limit,
+        },
+    )?;
+    std::fs::write("/proc/self/oom_score_adj", "-1000")?;
+
+    let channel = channel::open(&channel)?;
+    runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(2 * MAX_FILE_REQUESTS)
+        .thread_stack_size(STACK)
+        .build()?
+        .block_on(async {
+            let channel = Descriptor::new(channel)?;
+            let channel = BufWriter::with_capacity(CHANNEL_BUFFER, channel);
+            let mut channel = BufReader::with_capacity(CHANNEL_BUFFER, channel);
+            let welcome = preamble::guest(&mut channel, &token).await?;
+            set_clock(welcome.clock)?;
+            let init = Init::begin(Descriptor::to_wait_for(socket)?).await?;
+            let agent = Agent::new(Some(init));
+            Ok(agent.serve(channel).await?)
+        })
+}
+
+impl Agent {
+    /// An agent without a first process: it cannot run a main process, nor power anything off.
+    #[must_use]
+    pub fn detached() -> Arc<Self> {
+        Self::new(None)
+    }
+
+    fn new(init: Option<Init>) -> Arc<Self> {
+        let agent = Arc::new(Self {
+            execs: Execs::default(),
+            streams: Streams::default(),
+            files: Arc::new(Semaphore::new(MAX_FILE_REQUESTS)),
+            cgroups: Cgroups::open(),
+            init,
+        });
+        if agent.init.is_some() {
+            tokio::spawn(hear_init(agent.clone()));
+        }
+        agent
+    }
+
+    /// Answers the host's streams on `channel`, after the preamble, until it ends.
+    ///
+    /// Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The channel fails, or the host breaks the multiplexer's rules.
+    pub async fn serve<S>(self: Arc<Self>, channel: S) -> Result<(), ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut config = yamux::Config::default();
+        // In this order: each is checked against the other.
+        config.set_max_connection_receive_window(Some(GUEST_STREAMS * WINDOW));
+        config.set_max_num_streams(GUEST_STREAMS);
+        let mut connection = Connection::new(channel, config, Mode::Server);
+        while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
+            tokio::spawn(answer(self.clone(), stream?));
+        }
+        Ok(())
+    }
+
+    /// Tells PID 1 something. If it cannot be told, the machine is about to end.
+    fn ask_init(&self, message: &FromAgent, descriptors: &[BorrowedFd<'_>]) {
+        if let Some(init) = &self.init {
+            let _ = supervision::send(init.socket.fd(), message, descriptors);
+        }
+    }
+
+    /// Lets PID 1 start the main process. Returns its process id, and what tells how it ends.
+    async fn start_main(
+        &self,
+        request: &ExecRequest,
+        stdio: &Stdio,
+    ) -> Result<(u32, oneshot::Receiver<ExitStatus>), Failure> {
+        let Some(init) = &self.init else {
+            let detail = "there is no first process to be its parent";
+            return Err(Failure::new(FailureKind::Unsupported, detail));
+        };
+        let (started, is_started) = oneshot::channel();
+        let (ended, is_ended) = oneshot::channel();
+        {
+            let mut main = init.main();
+            if !matches!(*main, Main::None) {
+                let detail = "there is a main process already, or was";
+                return Err(Failure::new(FailureKind::Invalid, detail));
+            }
+            *main = Main::Starting(started, ended);
+        }
+        let file = supervision::store(request).map_err(|e| Failure::io("send a request", &e))?;
+        let descriptors = [
+            file.as_fd(),
+            stdio.stdin.as_fd(),
+            stdio.stdout.as_fd(),
+            stdio.stderr.as_fd(),
+        ];
+        supervision::send(init.socket.fd(), &FromAgent::StartMain, &descriptors)
+            .map_err(|e| Failure::io("ask the first process", &e))?;
+        match is_started.await {
+            Ok(pid) => Ok((pid?, is_ended)),
+            Err(e) => Err(Failure::new(FailureKind::Other, e.to_string())),
+        }
+    }
+}
+
+impl Init {
+    /// Waits until everything is mounted, and goes where the other programs will be.
+    async fn begin(socket: Descriptor) -> io::Result<Self> {
+        let receive = |fd: &OwnedFd| supervision::receive(fd, RecvFlags::DONTWAIT);
+        let (Some((ToAgent::Ready, descriptors)), socket) =
+            (socket.when_readable(receive).await?, socket)
+        else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        let [root] = &descriptors[..] else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        fchdir(root)?;
+        chroot(c".")?;
+        Ok(Self {
+            socket,
+            main: Mutex::default(),
+        })
+    }
+
+    fn main(&self) -> std::sync::MutexGuard<'_, Main> {
+        self.main.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on what PID 1 says. Whoever waited for it may have given up.
+    fn hear(&self, message: ToAgent) {
+        let mut main = self.main();
+        *main = match (std::mem::replace(&mut *main, Main::Over), message) {
+            (Main::Starting(started, ended), ToAgent::MainStarted { pid }) => {
+                let _ = started.send(Ok(pid));
+                Main::Running(ended)
+            }
+            // Another try is allowed.
+            (Main::Starting(started, _), ToAgent::MainFailed(failure)) => {
+                let _ = started.send(Err(failure));
+                Main::None
+            }
+            (Main::Running(ended), ToAgent::MainEnded(status)) => {
+                let _ = ended.send(status);
+                Main::Over
+            }
+            (main, _) => main,
+        };
+    }
+}
+
+/// Hears PID 1 for as long as it is there, which is longer than the agent.
+async fn hear_init(agent: Arc<Agent>) {
+    let Some(init) = &agent.init else { return };
+    let receive = |fd: &OwnedFd| supervision::receive(fd, RecvFlags::DONTWAIT);
+    while let Ok(Some((message, _))) = init.socket.when_readable(receive).await {
+        init.hear(message);
+    }
+}
+
+/// Answers one stream.
+///
+/// It is dropped in the end and not closed: a host that still sends learns by the reset that nobody
+/// reads it, while one that has finished just gets the end. Who reads gets everything before either.
+async fn answer(agent: Arc<Agent>, mut stream: Stream) {
+    let Ok(Some(open)) = read_message(&mut stream).await else {
+        return;
+    };
+    match open {
+        Open::Exec(request) => exec::run(&agent, *request, stream).await,
+        Open::Stdin { exec } => agent.streams.bring((exec, Kind::Stdin), stream).await,
+        Open::Stdout { exec } => agent.streams.bring((exec, Kind::Stdout), stream).await,
+        Open::Stderr { exec } => agent.streams.bring((exec, Kind::Stderr), stream).await,
+        Open::ReadFile { path } => agent.file(stream, move |stream| files::read(stream, &path)).await,
+        Open::WriteFile { path, mode } => {
+            agent.file(stream, move |stream| files::write(stream, &path, mode)).await;
+        }
+        Open::ListDir { path } => agent.file(stream, move |stream| files::list(stream, &path)).await,
+        Open::Stat { path, follow } => {
+            agent.file(stream, move |stream| files::stat(stream, &path, follow)).await;
+        }
+        Open::CopyIn { path } => {
+            agent.file(stream, move |stream| copy::receive(stream, &path)).await;
+        }
+        Open::CopyOut { path } => agent.file(stream, move |stream| copy::send(stream, &path)).await,
+        Open::Info => reply(stream, info::gather(agent.execs.running())).await,
+        Open::SetClock { time } => {
+            let set = set_clock(time).map_err(|e| Failure::io("set the clock", &e));
+            reply(stream, set.map(|()| Accepted)).await;
+        }
+        Open::Shutdown { grace } => shut_down(&agent, stream, grace).await,
+    }
+}
+
+impl Agent {
+    /// Does something with files, on a thread of its own.
+    async fn file<F>(&self, mut stream: Stream, work: F)
+    where
+        F: FnOnce(&mut Stream) -> Result<(), files::Trouble> + Send + 'static,
+    {
+        let Ok(permit) = self.files.clone().try_acquire_owned() else {
+            let detail = format!("{MAX_FILE_REQUESTS} requests about files are in work already");
+            return refuse(stream, Failure::new(FailureKind::Busy, detail)).await;
+        };
+        let work = move || {
+            let _permit = permit;
+            // The host has been told, or is gone.
+            let _ = work(&mut stream);
+        };
+        // It ends when the machine does, or with the work.
+        let _ = tokio::task::spawn_blocking(work).await;
+    }
+}
+
+async fn shut_down(agent: &Agent, stream: Stream, grace: Duration) {
+    if agent.init.is_none() {
+        let detail = "there is no first process to power off";
+        return refuse(stream, Failure::new(FailureKind::Unsupported, detail)).await;
+    }
+    reply(stream, Ok(Accepted)).await;
+    agent.ask_init(&FromAgent::Shutdown { grace }, &[]);
+}
+
+async fn reply<M: Message>(mut stream: Stream, answer: Result<M, Failure>) {
+    // If the host is gone, nobody wants to know.
+    let _ = write_message(&mut stream, &answer).await;
+}
+
+/// Refuses a request, whatever its answer would have been: a refusal looks the same in all.
+async fn refuse(stream: Stream, failure: Failure) {
+    reply::<Accepted>(stream, Err(failure)).await;
+}
+
+fn set_clock(time: Duration) -> io::Result<()> {
+    let time = Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}

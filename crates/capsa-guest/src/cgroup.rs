@@ -1,0 +1,89 @@
+//! A control group per program, so that everything that it has started can be found and killed.
+//!
+//! A process can leave its process group and its session, but not its control group.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Where PID 1 mounts the hierarchy.
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
+/// The group that all others are in, which PID 1 makes.
+pub(crate) const PARENT: &str = "/sys/fs/cgroup/capsa";
+
+/// How often a group's processes are killed one by one, where the kernel cannot kill all at once: a
+/// process may start another one between the look and the kill.
+const MAX_ROUNDS: usize = 100;
+
+/// All groups of this guest.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    /// Those that could not be removed yet, as processes are still in them.
+    lingering: Mutex<Vec<PathBuf>>,
+}
+
+impl Cgroups {
+    /// The groups, if the kernel has them.
+    pub(crate) fn open() -> Option<Self> {
+        Path::new(PARENT).is_dir().then(Self::default)
+    }
+
+    /// Removes a group whose program has ended, or later, once all of its processes have.
+    pub(crate) fn remove(&self, group: Cgroup) {
+        let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        lingering.push(group.0);
+        lingering.retain(|group| match fs::remove_dir(group) {
+            Ok(()) => false,
+            Err(e) => e.kind() != io::ErrorKind::NotFound,
+        });
+    }
+}
+
+/// The group of one program.
+#[derive(Debug)]
+pub(crate) struct Cgroup(PathBuf);
+
+impl Cgroup {
+    pub(crate) fn create(name: &str) -> io::Result<Self> {
+        let path = Path::new(PARENT).join(name);
+        match fs::create_dir(&path) {
+            // Left by an earlier program of this name, whose processes may still run.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Self(path)),
+            created => created.map(|()| Self(path)),
+        }
+    }
+
+    /// What a process writes `0` to, to be in the group.
+    pub(crate) fn entrance(&self) -> io::Result<File> {
+        OpenOptions::new()
+            .write(true)
+            .open(self.0.join("cgroup.procs"))
+    }
+
+    /// Kills all processes of the group.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        match fs::write(self.0.join("cgroup.kill"), "1") {
+            // Linux before 5.14.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.kill_each(),
+            done => done,
+        }
+    }
+
+    fn kill_each(&self) -> io::Result<()> {
+        for _ in 0..MAX_ROUNDS {
+            let text = fs::read_to_string(self.0.join("cgroup.procs"))?;
+            if text.is_empty() {
+                break;
+            }
+            let pids = text.lines().filter_map(|line| line.parse().ok());
+            for pid in pids.filter_map(Pid::from_raw) {
+                // It may have ended since.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        Ok(())
+    }
+}

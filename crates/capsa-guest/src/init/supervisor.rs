@@ -1,0 +1,374 @@
+//! PID 1 once everything runs: it waits.
+//!
+//! ```text
+//!            StartMain            it ends                  Acknowledged
+//!   no main ───────────► running ────────► told to the host ──────────► power off
+//!      │                    │                     │
+//!      │ the agent ends, the power button, Shutdown
+//!      ▼                    ▼                     ▼
+//!  power off          the agent ends: wait       power off
+//!                     else: SIGTERM, grace, power off
+//! ```
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use capsa_agent_proto::exec::ExitStatus;
+use capsa_agent_proto::{Failure, FailureKind};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, wait};
+
+use super::button::{self, Buttons};
+use super::modules::Modules;
+use super::{Attempt, Trouble, say};
+use crate::cgroup::Cgroup;
+use crate::process::{self, Stdio, signal_group};
+use crate::supervision::{self, FromAgent, ToAgent};
+
+/// How long the main process has after a press of the power button: less than the ten seconds after
+/// which Capsa's `stop` loses its patience.
+const BUTTON_GRACE: Duration = Duration::from_secs(8);
+/// The longest grace that the host can give.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+
+/// PID 1's view of everything.
+pub(super) struct Supervisor {
+    children: SignalFd,
+    agent: Option<Agent>,
+    main: Main,
+    buttons: Buttons,
+    modules: Modules,
+    /// The modules that nobody waits for, and that have not been loaded yet.
+    late: Late,
+    /// Children may have ended of which no signal tells any more.
+    unreaped: bool,
+    /// When the machine ends, whoever still runs.
+    deadline: Option<Instant>,
+}
+
+struct Agent {
+    pid: Pid,
+    /// None once it has closed its end.
+    socket: Option<OwnedFd>,
+}
+
+enum Main {
+    None,
+    Running { pid: Pid, cgroup: Option<Cgroup> },
+    /// It has ended, and the host is being told.
+    Ended,
+}
+
+/// The drivers of devices that no start waits for.
+enum Late {
+    /// The devices have been looked at this many times, and these modules found.
+    Loading(u32, VecDeque<String>),
+    Done,
+}
+
+/// How often the devices are looked at: drivers bring forth devices, as the button's driver does an
+/// input device.
+const LOOKS: u32 = 3;
+
+/// How many children are waited for before something else gets its turn: programs that start
+/// programs without end must not keep the host from being heard.
+const REAPED_AT_ONCE: usize = 64;
+
+/// What the loop goes on with.
+enum Next {
+    Wait,
+    PowerOff,
+}
+
+/// What there is to do.
+#[derive(Default)]
+struct Ready {
+    deadline: bool,
+    children: bool,
+    agent: bool,
+    button: bool,
+}
+
+impl Supervisor {
+    pub(super) fn new(agent: Pid, socket: OwnedFd, modules: Modules) -> io::Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGCHLD);
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self {
+            children: SignalFd::with_flags(&signals, flags)?,
+            agent: Some(Agent {
+                pid: agent,
+                socket: Some(socket),
+            }),
+            main: Main::None,
+            buttons: Buttons::default(),
+            modules,
+            late: Late::Loading(0, VecDeque::new()),
+            // One may have ended before its signal was blocked.
+            unreaped: true,
+            deadline: None,
+        })
+    }
+
+    /// Waits and does what is to do, until the machine is to end.
+    pub(super) fn run(mut self) -> Result<(), Trouble> {
+        loop {
+            let ready = self.wait().attempt("wait for events")?;
+            let steps = [
+                ready.children.then(|| self.reap()),
+                ready.agent.then(|| self.hear()),
+                ready.button.then(|| self.stop(BUTTON_GRACE)),
+                ready.deadline.then_some(Next::PowerOff),
+            ];
+            if steps.into_iter().flatten().any(|next| matches!(next, Next::PowerOff)) {
+                return Ok(());
+            }
+            if !ready.is_any() {
+                self.load_late();
+            }
+        }
+    }
+
+    /// Waits for the next event; for none, while there is something else to do.
+    fn wait(&mut self) -> io::Result<Ready> {
+        let is_idle = matches!(self.late, Late::Done) && !self.unreaped;
+        let now = Instant::now();
+        let left = match self.deadline {
+            _ if !is_idle => Some(Duration::ZERO),
+            deadline => deadline.map(|at| at.saturating_duration_since(now)),
+        };
+        let timeout = left
+            .map(Timespec::try_from)
+            .transpose()
+            .map_err(io::Error::other)?;
+
+        let socket = self.agent.as_ref().and_then(|agent| agent.socket.as_ref());
+        let mut descriptors = vec![self.children.as_fd()];
+        descriptors.extend(socket.map(AsFd::as_fd));
+        let buttons_at = descriptors.len();
+        descriptors.extend(self.buttons.descriptors().map(AsFd::as_fd));
+        let mut polled: Vec<PollFd<'_>> = descriptors
+            .iter()
+            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .collect();
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let is_ready = |index: usize| !polled[index].revents().is_empty();
+        let mut ready = Ready {
+            deadline: self.deadline.is_some_and(|at| at <= Instant::now()),
+            children: self.unreaped || is_ready(0),
+            agent: socket.is_some() && is_ready(1),
+            button: false,
+        };
+        let mut is_broken = false;
+        for index in (buttons_at..polled.len()).filter(|index| is_ready(*index)) {
+            match button::is_pressed(descriptors[index]) {
+                Ok(pressed) => ready.button |= pressed,
+                Err(e) => is_broken |= e.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        if is_broken {
+            // A device that is gone would be ready for ever.
+            self.buttons = Buttons::default();
+            self.buttons.look();
+        }
+        Ok(ready)
+    }
+
+    /// Loads one of the modules that nobody waits for.
+    fn load_late(&mut self) {
+        let Late::Loading(looks, modules) = &mut self.late else {
+            return;
+        };
+        if let Some(module) = modules.pop_front() {
+            // A driver that does not want its device is no reason to end.
+            if let Err(e) = self.modules.load(&module) {
+                say(&format!("load the module {module}: {e}"));
+            }
+        } else if *looks < LOOKS {
+            *looks += 1;
+            *modules = self.modules.for_devices();
+        } else {
+            self.late = Late::Done;
+            self.buttons.look();
+        }
+    }
+
+    /// Waits for children that have ended: its own, and those whose parents did not.
+    fn reap(&mut self) -> Next {
+        while let Ok(Some(_)) = self.children.read_signal() {}
+        self.unreaped = true;
+        for _ in 0..REAPED_AT_ONCE {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    if let Next::PowerOff = self.ended(pid, status) {
+                        return Next::PowerOff;
+                    }
+                }
+                // There are none, or none that have ended.
+                _ => {
+                    self.unreaped = false;
+                    break;
+                }
+            }
+        }
+        Next::Wait
+    }
+
+    fn ended(&mut self, child: Pid, status: WaitStatus) -> Next {
+        let status = process::exit_status(status);
+        if self.agent.as_ref().is_some_and(|agent| agent.pid == child) {
+            self.agent = None;
+            return match self.main {
+                Main::Running { .. } => {
+                    say(&format!(
+                        "the agent {}; the main process goes on",
+                        Ended(status)
+                    ));
+                    Next::Wait
+                }
+                // The host has gone away, or has been told all that there is.
+                Main::None | Main::Ended => {
+                    if status != ExitStatus::Exited(0) {
+                        say(&format!("the agent {}", Ended(status)));
+                    }
+                    Next::PowerOff
+                }
+            };
+        }
+        match self.main {
+            Main::Running { pid, .. } if pid == child => {
+                self.main = Main::Ended;
+                if self.tell(&ToAgent::MainEnded(status)) {
+                    return Next::Wait;
+                }
+                // The console is all that is left to tell it to.
+                say(&format!("the main process {}", Ended(status)));
+                Next::PowerOff
+            }
+            _ => Next::Wait,
+        }
+    }
+
+    /// Whether the agent could be told.
+    fn tell(&self, message: &ToAgent) -> bool {
+        let socket = self.agent.as_ref().and_then(|agent| agent.socket.as_ref());
+        socket.is_some_and(|socket| supervision::send(socket, message, &[]).is_ok())
+    }
+
+    /// Does what the agent asks.
+    fn hear(&mut self) -> Next {
+        let Some(agent) = &mut self.agent else {
+            return Next::Wait;
+        };
+        let received = agent
+            .socket
+            .as_ref()
+            .map(|socket| supervision::receive(socket, RecvFlags::DONTWAIT));
+        let (message, descriptors) = match received {
+            Some(Ok(Some(message))) => message,
+            Some(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
+            // It ends; should it hang instead, it is of no use any more.
+            _ => {
+                agent.socket = None;
+                let _ = kill_process(agent.pid, rustix::process::Signal::KILL);
+                return Next::Wait;
+            }
+        };
+        match (message, &self.main) {
+            (FromAgent::StartMain, _) => {
+                let answer = match self.start_main(descriptors) {
+                    Ok(pid) => ToAgent::MainStarted {
+                        pid: pid.as_raw_nonzero().get().unsigned_abs(),
+                    },
+                    Err(failure) => ToAgent::MainFailed(failure),
+                };
+                // If it cannot be told, it is about to end.
+                let _ = self.tell(&answer);
+                Next::Wait
+            }
+            (FromAgent::SignalMain(signal), Main::Running { pid, .. }) => {
+                signal_group(*pid, signal);
+                Next::Wait
+            }
+            (FromAgent::KillMain, Main::Running { pid, cgroup }) => {
+                kill_all(*pid, cgroup.as_ref());
+                Next::Wait
+            }
+            (FromAgent::SignalMain(_) | FromAgent::KillMain, _) => Next::Wait,
+            (FromAgent::Acknowledged, Main::Ended) => Next::PowerOff,
+            // Nothing has ended that could be known.
+            (FromAgent::Acknowledged, _) => Next::Wait,
+            (FromAgent::Shutdown { grace }, _) => self.stop(grace.min(MAX_GRACE)),
+        }
+    }
+
+    fn start_main(&mut self, descriptors: Vec<OwnedFd>) -> Result<Pid, Failure> {
+        if !matches!(self.main, Main::None) {
+            let detail = "there is a main process already, or was";
+            return Err(Failure::new(FailureKind::Invalid, detail));
+        }
+        let Ok([request, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+            return Err(Failure::new(FailureKind::Invalid, "descriptors are missing"));
+        };
+        let request = supervision::load(request)
+            .map_err(|e| Failure::io("read the request of the main process", &e))?;
+        let stdio = Stdio {
+            stdin,
+            stdout,
+            stderr,
+        };
+        // Without control groups, it is killed by its process group.
+        let cgroup = Cgroup::create("main").ok();
+        let pid = process::spawn(&request, stdio, cgroup.as_ref())?;
+        self.main = Main::Running { pid, cgroup };
+        Ok(pid)
+    }
+
+    /// Asks the main process to end, if there is one, and ends the machine in any case.
+    fn stop(&mut self, grace: Duration) -> Next {
+        let Main::Running { pid, .. } = &self.main else {
+            return Next::PowerOff;
+        };
+        signal_group(*pid, Signal::SIGTERM as i32);
+        // Who asks again does not get more time.
+        let deadline = Instant::now() + grace;
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        Next::Wait
+    }
+}
+
+impl Ready {
+    fn is_any(&self) -> bool {
+        self.deadline || self.children || self.agent || self.button
+    }
+}
+
+/// Kills the main process and what it has started.
+fn kill_all(main: Pid, cgroup: Option<&Cgroup>) {
+    if !cgroup.is_some_and(|cgroup| cgroup.kill().is_ok()) {
+        signal_group(main, Signal::SIGKILL as i32);
+    }
+}
+
+/// A status for people.
+struct Ended(ExitStatus);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ExitStatus::Exited(status) => write!(f, "ended with status {status}"),
+            ExitStatus::Signaled { signal, .. } => write!(f, "was ended by signal {signal}"),
+        }
+    }
+}
