@@ -206,7 +206,20 @@ pub trait HypervisorBackend: Send + Sync {
 
     /// Starts the machine. When this returns, the guest executes. Dropping the future before that
     /// leaves nothing behind.
-    async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>>;
+    async fn start(
+        &self,
+        spec: &VmSpec,
+        attachments: Attachments,
+    ) -> Result<Box<dyn BackendVmHandle>>;
+}
+
+/// What a machine is started with besides its description: descriptors that were made for it.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct Attachments {
+    /// For each virtio-fs share of the description, in its order, a connection to the server of that
+    /// share, which speaks vhost-user and has not been spoken to.
+    pub file_servers: Vec<OwnedFd>,
 }
 
 /// A machine that runs. One task on the driver thread owns it and is its only caller.

@@ -1,5 +1,6 @@
 //! Host folders that the guest sees.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -8,10 +9,11 @@ use serde::Serialize;
 /// QEMU's 9p accepts 31, so that is the bound for both).
 pub const MAX_TAG_BYTES: usize = 31;
 
-/// A folder of the host that the guest can mount.
+/// A folder of the host that the guest can mount, or a single file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedDir {
-    /// The folder on the host. A relative path is resolved when the VM is built.
+    /// The folder on the host, or, with virtio-fs, a file: then the guest sees a folder with this file
+    /// alone. A relative path is resolved when the VM is built.
     pub host_path: PathBuf,
     /// Where the guest mounts it: an absolute path in the guest.
     pub guest_path: String,
@@ -79,7 +81,8 @@ pub struct VirtioFsConfig {
 }
 
 /// The caching policy of a virtio-fs share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum VirtioFsCache {
     /// Metadata for a second, data until the file is opened again.
@@ -117,6 +120,8 @@ pub struct Share {
     pub tag: String,
     /// The folder on the host, absolute.
     pub host_path: PathBuf,
+    /// The only name in the folder that the guest sees, a file's; `None` when it sees them all.
+    pub file: Option<OsString>,
     /// Where the guest mounts it.
     pub guest_path: String,
     /// Whether the guest may write.
@@ -131,7 +136,10 @@ pub struct Share {
 #[non_exhaustive]
 pub enum ShareKind {
     /// virtio-fs with this cache policy.
-    VirtioFs,
+    VirtioFs {
+        /// How long the guest may believe what it has read.
+        cache: VirtioFsCache,
+    },
     /// 9p with messages of this many bytes.
     Virtio9p {
         /// Bytes of one message.
@@ -153,10 +161,19 @@ impl Share {
         Self {
             tag,
             host_path,
+            file: None,
             guest_path,
             mode,
             mechanism,
         }
+    }
+
+    /// The same share of one file in the folder.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn only(mut self, file: Option<OsString>) -> Self {
+        self.file = file;
+        self
     }
 
     /// The file system type and the options that mount this share in the guest.
@@ -167,7 +184,7 @@ impl Share {
             MountMode::ReadWrite => "rw",
         };
         match self.mechanism {
-            ShareKind::VirtioFs => ("virtiofs", access.to_owned()),
+            ShareKind::VirtioFs { .. } => ("virtiofs", access.to_owned()),
             ShareKind::Virtio9p { msize } => (
                 "9p",
                 format!("trans=virtio,version=9p2000.L,msize={msize},{access}"),

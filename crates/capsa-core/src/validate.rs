@@ -196,10 +196,12 @@ fn share_problems(
                 "share",
                 format!("the {backend} backend has no {wanted} ({host})"),
             );
-            problems.push(match capabilities.virtio_9p {
-                true => problem.hint("let Capsa choose: ShareMechanism::Auto"),
-                false => problem,
-            });
+            problems.push(
+                problem.hint(match capabilities.virtio_9p || capabilities.virtio_fs {
+                    true => "let Capsa choose: ShareMechanism::Auto",
+                    false => "`capsa doctor` shows whether the file server is there",
+                }),
+            );
         }
         if let ShareMechanism::Virtio9p(config) = &share.mechanism
             && !(4096..=1 << 20).contains(&config.msize)

@@ -1,7 +1,7 @@
 //! A child process that cannot outlive its owner.
 //!
-//! - It gets no descriptor but those named, no terminal, no capability
-//!   that a monitor does not need, and no core dump (which would hold the guest's memory).
+//! - It gets no descriptor but those named, no terminal, no capability but those named, and no core
+//!   dump (which would hold the guest's memory).
 //! - The kernel kills it when the *thread* that spawned it ends (`PR_SET_PDEATHSIG`), so spawn
 //!   from a thread that lives as long as the child may.
 //! - It is signalled through a pidfd only, so a reused process id is never hit, and needs no
@@ -58,9 +58,14 @@ pub(crate) struct ChildProcess {
 impl ChildProcess {
     /// Runs `command`, confined, with `inherited` open in it under the same numbers as here. The
     /// caller says what its environment, standard input and output are; its standard error is kept.
+    /// Started by root it has the capabilities of `privileges`, else none.
     ///
     /// Must be called on a tokio runtime with I/O, on a thread that outlives the child.
-    pub(crate) fn spawn(mut command: Command, inherited: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub(crate) fn spawn(
+        mut command: Command,
+        inherited: &[BorrowedFd<'_>],
+        privileges: CapabilitySet,
+    ) -> io::Result<Self> {
         let program = command
             .get_program()
             .to_string_lossy()
@@ -76,7 +81,7 @@ impl ChildProcess {
         // SAFETY: the closure runs between fork and exec and makes only system calls on values
         // prepared above; it neither allocates nor takes a lock.
         unsafe {
-            command.pre_exec(move || confine(parent, as_root, &kept));
+            command.pre_exec(move || confine(parent, as_root.then_some(privileges), &kept));
         }
         let mut child = command.spawn()?;
         // The write ends of the pipe live on in `command`; end-of-file needs them closed here.
@@ -170,7 +175,7 @@ impl Drop for ChildProcess {
 }
 
 /// Runs in the child between fork and exec: system calls only.
-fn confine(parent: Pid, as_root: bool, kept: &[RawFd]) -> io::Result<()> {
+fn confine(parent: Pid, root: Option<CapabilitySet>, kept: &[RawFd]) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have died before the line above; then nobody would kill this child.
     if getppid() != Some(parent) {
@@ -194,8 +199,8 @@ fn confine(parent: Pid, as_root: bool, kept: &[RawFd]) -> io::Result<()> {
             ..capabilities
         },
     )?;
-    if as_root {
-        drop_capabilities()?;
+    if let Some(privileges) = root {
+        drop_capabilities_but(privileges)?;
     }
     close_on_exec()?;
     for &fd in kept {
@@ -234,13 +239,12 @@ fn close_on_exec() -> io::Result<()> {
     }
 }
 
-/// Limits what an exec as root gets to the one capability that reaching the caller's files
-/// takes: root is expected to be able to use another user's disk image.
-fn drop_capabilities() -> io::Result<()> {
+/// Limits what an exec as root gets.
+fn drop_capabilities_but(privileges: CapabilitySet) -> io::Result<()> {
     for capability in CapabilitySet::all().iter() {
         // A kernel older than the list does not know all of them; what is gone already, as in a
         // container without capabilities, could not be removed.
-        if capability != CapabilitySet::DAC_OVERRIDE
+        if !privileges.contains(capability)
             && matches!(capability_is_in_bounding_set(capability), Ok(true))
         {
             remove_capability_from_bounding_set(capability)?;

@@ -87,7 +87,8 @@ pub enum DeviceType {
     FileSystem = 26,
 }
 
-/// How a driver broke the protocol: the device stops until it is reset.
+/// Why a device cannot serve its driver any longer, as a rule because that broke the protocol: the
+/// device stops until it is reset.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverFault {
     /// A ring lies outside of memory, or its indices contradict each other.
@@ -96,4 +97,7 @@ pub enum DriverFault {
     /// A descriptor chain cannot be what the device's section of the specification asks for.
     #[error("a descriptor chain is not a request: {0}")]
     Chain(&'static str),
+    /// Not the driver's fault: the process that serves it does not answer as it should.
+    #[error("the device's server fails")]
+    Server(#[source] std::io::Error),
 }

@@ -7,7 +7,7 @@
 //!                ── virtqueues in RAM ──▶ worker         one thread per running device
 //!                                           │ queue_ready, descriptor_ready
 //!                                           ▼
-//!                                         devices::*     blk, console, net, vsock, rng, balloon
+//!                                         devices::*     blk, console, net, vsock, fs, rng, balloon
 //! ```
 //!
 //! Never mentions KVM: a queue's notification is an eventfd, an interrupt is the trait

@@ -143,6 +143,17 @@ impl Virtqueue {
         Ok(value.map(u16::from_le).map_err(Error::GuestMemory)?)
     }
 
+    /// Interrupts the driver because a server, which gives chains back itself, says so.
+    pub(crate) fn interrupt(&self) {
+        self.interrupt.queue(self.index);
+    }
+
+    /// Where the descriptor table, the available ring and the used ring lie, for a server.
+    pub(crate) fn rings(&self) -> [GuestAddress; 3] {
+        let queue = &self.queue;
+        [queue.desc_table(), queue.avail_ring(), queue.used_ring()].map(GuestAddress)
+    }
+
     /// Interrupts the driver because the device changed its configuration space.
     pub fn signal_config(&self) {
         self.interrupt.config();

@@ -57,7 +57,7 @@ enum Stage {
 enum Breakage {
     #[error("the host has no room for it")]
     Host(#[from] io::Error),
-    #[error("its driver broke the protocol")]
+    #[error("its driver cannot be served")]
     Driver(#[from] DriverFault),
     #[error("it panicked")]
     Panic,
@@ -138,7 +138,8 @@ impl Work {
             let device = self.device.device_type();
             let cause: &dyn std::error::Error = &breakage;
             // A guest can do it as often as it likes: not what a log is to be filled with.
-            if matches!(breakage, Breakage::Driver(_)) {
+            if matches!(&breakage, Breakage::Driver(fault) if !matches!(fault, DriverFault::Server(_)))
+            {
                 tracing::debug!(?device, error = cause, "a virtio device stopped");
             } else {
                 tracing::error!(?device, error = cause, "a virtio device stopped");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use capsa_core::backend::{BackendInfo, BackendKind, HypervisorBackend};
 use capsa_core::capabilities::BackendCapabilities;
 use capsa_core::error::{BackendRefusal, Error, Result};
+use capsa_external::file_server;
 use serde::Serialize;
 
 /// Where probes keep what they found: `$XDG_CACHE_HOME/capsa`, else `~/.cache/capsa`, made when it
@@ -60,6 +61,17 @@ pub(crate) fn by_kind(kind: BackendKind) -> Result<Arc<dyn HypervisorBackend>> {
         })
 }
 
+/// What a backend can do here: what it is able to, as far as the programs are installed that this
+/// takes. Blocks for a look at some folders.
+pub(crate) fn capabilities(
+    backend: &dyn HypervisorBackend,
+    info: &BackendInfo,
+) -> BackendCapabilities {
+    let mut capabilities = backend.capabilities(info);
+    capabilities.virtio_fs &= file_server::find().is_some();
+    capabilities
+}
+
 /// What one backend of this build can do on this machine.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
@@ -106,7 +118,10 @@ pub fn backends() -> Vec<BackendStatus> {
             let info = backend.probe(false);
             BackendStatus {
                 backend: backend.kind(),
-                capabilities: info.as_ref().ok().map(|info| backend.capabilities(info)),
+                capabilities: info
+                    .as_ref()
+                    .ok()
+                    .map(|info| capabilities(&**backend, info)),
                 info,
             }
         })

@@ -96,7 +96,7 @@ pub fn doctor() -> Report {
         let name = backend.kind().name();
         requirements.push(match backend.probe(true) {
             Ok(info) => {
-                let capabilities = backend.capabilities(&info);
+                let capabilities = backend::capabilities(&*backend, &info);
                 uefi = Some(uefi.unwrap_or(false) | boots_uefi(&capabilities));
                 chosen.get_or_insert_with(|| info.to_string());
                 let detail = format!(
@@ -127,6 +127,8 @@ pub fn doctor() -> Report {
             .mend("sudo apt-get install ovmf"),
         }
     }));
+    #[cfg(target_os = "linux")]
+    requirements.push(file_server());
     requirements.push(guest_kit());
     requirements.push(user());
     Report {
@@ -151,6 +153,26 @@ fn kvm() -> Requirement {
     match verdict.hint() {
         Some(hint) => found.mend(hint),
         None => found,
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn file_server() -> Requirement {
+    use capsa_external::file_server::{PROGRAM, find};
+    const NAME: &str = "file server";
+    match find() {
+        Some(program) => {
+            let detail = format!("{}; shares go over virtio-fs", program.display());
+            Requirement::new(NAME, Finding::Found, detail)
+        }
+        None => Requirement::new(
+            NAME,
+            Finding::Limited,
+            format!("no {PROGRAM}: shares go over 9p on QEMU, and not at all on kvm"),
+        )
+        .mend(format!(
+            "put {PROGRAM} beside this program or into PATH, or name it in CAPSA_FSD"
+        )),
     }
 }
 

@@ -10,7 +10,7 @@ use std::io;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
+    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
     HypervisorBackend,
 };
 use capsa_core::capabilities::BackendCapabilities;
@@ -63,7 +63,11 @@ impl HypervisorBackend for FakeBackend {
         capabilities
     }
 
-    async fn start(&self, _spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
+    async fn start(
+        &self,
+        _spec: &VmSpec,
+        _attachments: Attachments,
+    ) -> Result<Box<dyn BackendVmHandle>> {
         let failed = |source| {
             let action = "make a pipe for the console";
             Error::start_failed(BackendKind::Fake, StartFailure::Host { action, source })

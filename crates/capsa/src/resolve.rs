@@ -11,7 +11,9 @@ use capsa_core::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_core::disk::{DiskImage, ResolvedDisk};
 use capsa_core::error::{BackendRefusal, Error, Result};
 use capsa_core::problem::{ConfigProblem, ProblemKind};
-use capsa_core::share::{Share, ShareKind, ShareMechanism, SharedDir, Virtio9pConfig};
+use capsa_core::share::{
+    Share, ShareKind, ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsCache,
+};
 use capsa_core::spec::{BootRequest, BootSpec, VmId, VmOptions, VmSpec};
 use capsa_core::validate::{share_tag, validate};
 
@@ -19,6 +21,7 @@ use tracing::warn;
 
 use crate::backend;
 use crate::inspect;
+use crate::inspect::share::HostShare;
 
 /// A backend that works on this machine.
 struct Candidate {
@@ -51,8 +54,9 @@ pub(crate) fn resolve(
     writable_twice(&disks).into_iter().for_each(&mut found);
     let mut shares = Vec::new();
     for (index, share) in options.shares.iter().enumerate() {
-        match inspect::share::inspect(share) {
-            Ok(host) => shares.push(resolve_share(share, index, &host, &candidate.capabilities)),
+        let mechanism = mechanism(share, &candidate.capabilities);
+        match inspect::share::inspect(share, mechanism) {
+            Ok(host) => shares.push(resolve_share(share, index, host, mechanism)),
             Err(refusals) => refusals.into_iter().for_each(&mut found),
         }
     }
@@ -149,7 +153,7 @@ fn choose(
                 continue;
             }
         };
-        let capabilities = backend.capabilities(&info);
+        let capabilities = backend::capabilities(&*backend, &info);
         let problems = validate(boot, options, &capabilities, &info);
         let candidate = Candidate {
             backend,
@@ -191,28 +195,33 @@ fn command_line(
     line.merge(user)
 }
 
-fn resolve_share(
-    share: &SharedDir,
-    index: usize,
-    host: &Path,
-    capabilities: &BackendCapabilities,
-) -> Share {
-    let mechanism = match &share.mechanism {
+/// How a share reaches the guest.
+fn mechanism(share: &SharedDir, capabilities: &BackendCapabilities) -> ShareKind {
+    match &share.mechanism {
         ShareMechanism::Virtio9p(config) => ShareKind::Virtio9p {
             msize: config.msize,
         },
-        ShareMechanism::Auto if !capabilities.virtio_fs => ShareKind::Virtio9p {
+        ShareMechanism::VirtioFs(config) => ShareKind::VirtioFs {
+            cache: config.cache,
+        },
+        _ if capabilities.virtio_fs => ShareKind::VirtioFs {
+            cache: VirtioFsCache::Auto,
+        },
+        _ => ShareKind::Virtio9p {
             msize: Virtio9pConfig::default().msize,
         },
-        _ => ShareKind::VirtioFs,
-    };
+    }
+}
+
+fn resolve_share(share: &SharedDir, index: usize, host: HostShare, mechanism: ShareKind) -> Share {
     Share::resolved(
         share_tag(share, index),
-        host.to_owned(),
+        host.folder,
         share.guest_path.clone(),
         share.mode,
         mechanism,
     )
+    .only(host.file)
 }
 
 /// One VM must not write an image through two disks any more than two VMs may.

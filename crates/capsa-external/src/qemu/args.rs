@@ -2,7 +2,7 @@
 //! machine has. What is not named here does not exist in the guest.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -17,11 +17,13 @@ use super::firmware::UefiFirmware;
 /// QEMU's own sandbox: seccomp filters that deny what a running machine never needs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// Builds the argument list. `qmp` is the descriptor of the monitor's socket in QEMU.
+/// Builds the argument list. `qmp` is the descriptor of the monitor's socket in QEMU, `file_servers`
+/// are those of the virtio-fs shares, in their order.
 pub(super) fn arguments(
     spec: &VmSpec,
     firmware: Option<&UefiFirmware>,
     qmp: RawFd,
+    file_servers: &[OwnedFd],
 ) -> Result<Vec<OsString>, UnrepresentablePath> {
     let mut args = Args::default();
 
@@ -36,10 +38,17 @@ pub(super) fn arguments(
     args.option("-uuid", spec.id.to_string());
 
     // The board: what a virtual machine does not need costs boot time.
-    args.option(
-        "-machine",
-        "q35,hpet=off,i8042=off,smbus=off,sata=off,usb=off,vmport=off",
-    );
+    let board = "q35,hpet=off,i8042=off,smbus=off,sata=off,usb=off,vmport=off";
+    let memory = spec.resources.memory_mb;
+    match file_servers {
+        [] => args.option("-machine", board),
+        // The servers map the guest's memory too.
+        _ => {
+            let shared = format!("memory-backend-memfd,id=memory,share=on,size={memory}M");
+            args.option("-object", shared);
+            args.option("-machine", format!("{board},memory-backend=memory"));
+        }
+    }
     match spec.backend.accelerator {
         Accelerator::Kvm => {
             args.option("-accel", "kvm");
@@ -51,7 +60,7 @@ pub(super) fn arguments(
         }
     }
     args.option("-smp", spec.resources.cpus.to_string());
-    args.option("-m", format!("{}M", spec.resources.memory_mb));
+    args.option("-m", format!("{memory}M"));
 
     // A VM is never restarted behind its owner's back; every end of the guest ends QEMU.
     args.option(
@@ -93,8 +102,16 @@ pub(super) fn arguments(
         args.option("-drive", drive(index, disk)?);
         args.option("-device", format!("virtio-blk-pci,drive=disk{index}"));
     }
+    let mut servers = file_servers.iter();
     for (index, share) in spec.shares.iter().enumerate() {
-        args.share(index, share);
+        match share.mechanism {
+            ShareKind::Virtio9p { .. } => args.share_9p(index, share),
+            _ => {
+                if let Some(server) = servers.next() {
+                    args.share_fs(index, share, server.as_raw_fd());
+                }
+            }
+        }
     }
     Ok(args.0)
 }
@@ -173,7 +190,7 @@ impl Args {
     /// file systems. Writable shares use `mapped-xattr`: owners, modes, links and device files
     /// that the guest makes are extended attributes of plain files on the host, so that the guest
     /// cannot leave a setuid program or a device there.
-    fn share(&mut self, index: usize, share: &Share) {
+    fn share_9p(&mut self, index: usize, share: &Share) {
         let access = match share.mode {
             MountMode::ReadWrite => "security_model=mapped-xattr,fmode=0644,dmode=0755",
             _ => "security_model=none,readonly=on",
@@ -183,11 +200,22 @@ impl Args {
             "-fsdev",
             with_path(&head, &share.host_path, &format!(",{access}")),
         );
-        // virtio-fs is not in this backend's capabilities, so every share that gets here is 9p.
-        debug_assert!(matches!(share.mechanism, ShareKind::Virtio9p { .. }));
         self.option(
             "-device",
             format!("virtio-9p-pci,fsdev=share{index},mount_tag={}", share.tag),
+        );
+    }
+
+    /// A virtio-fs device, served at the other end of a socket. A request of Linux takes up to 260
+    /// descriptors, where the queue's size is 128 if nothing is said.
+    fn share_fs(&mut self, index: usize, share: &Share, server: RawFd) {
+        self.option("-chardev", format!("socket,id=share{index},fd={server}"));
+        self.option(
+            "-device",
+            format!(
+                "vhost-user-fs-pci,chardev=share{index},tag={},queue-size=1024",
+                share.tag
+            ),
         );
     }
 }

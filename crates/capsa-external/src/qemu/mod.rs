@@ -4,12 +4,12 @@
 //! driver thread                         qemu-system-x86_64
 //!   QemuMachine --- QMP, socket pair -----> monitor
 //!        |  `------ console, two pipes ----> 16550 serial port
-//!        `--------- pidfd: kill, reap        virtio-blk, -9p, -rng, pvpanic
+//!        `--------- pidfd: kill, reap        virtio-blk, -fs, -9p, -rng, pvpanic
 //! ```
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, HypervisorBackend,
+    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes,
+    HypervisorBackend,
 };
 use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 use capsa_core::cmdline::KernelCmdline;
@@ -27,6 +28,7 @@ use capsa_core::resources::Isolation;
 use capsa_core::spec::{BootSpec, VmSpec};
 use capsa_kvm::probe::Freshness;
 use rustix::pipe::fcntl_setpipe_size;
+use rustix::thread::CapabilitySet;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -127,6 +129,7 @@ impl HypervisorBackend for QemuBackend {
             capabilities.boot_methods.push(BootMethod::Uefi);
         }
         capabilities.image_formats = vec![ImageFormat::Raw, ImageFormat::Qcow2];
+        capabilities.virtio_fs = true;
         capabilities.virtio_9p = true;
         capabilities.pause = true;
         capabilities.max_cpus = MAX_CPUS;
@@ -136,7 +139,11 @@ impl HypervisorBackend for QemuBackend {
         capabilities
     }
 
-    async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
+    async fn start(
+        &self,
+        spec: &VmSpec,
+        attachments: Attachments,
+    ) -> Result<Box<dyn BackendVmHandle>> {
         let host = |action| move |source| start_failed(StartFailure::Host { action, source });
         // This thread serves every other VM as well: nothing on it may wait for a file system.
         let makes_overlays = spec.disks.iter().any(|disk| disk.ephemeral)
@@ -175,7 +182,8 @@ impl HypervisorBackend for QemuBackend {
         // As much as an unprivileged user may have, so that a busy host costs the guest no byte.
         // A smaller pipe works as well.
         let _ = fcntl_setpipe_size(&output, CONSOLE_PIPE);
-        let arguments = args::arguments(spec, firmware.as_ref(), qemus_qmp.as_raw_fd());
+        let servers = &attachments.file_servers;
+        let arguments = args::arguments(spec, firmware.as_ref(), qemus_qmp.as_raw_fd(), servers);
         let arguments = arguments.map_err(|_| {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "not UTF-8");
             host("name a disk whose path is not UTF-8 to QEMU")(source)
@@ -189,15 +197,21 @@ impl HypervisorBackend for QemuBackend {
         if let Some(overlays) = &overlays {
             command.env("TMPDIR", overlays.path());
         }
-        let spawned = ChildProcess::spawn(command, &[qemus_qmp.as_fd()]);
+        let sockets = [&qemus_qmp].into_iter().map(AsFd::as_fd);
+        let inherited: Vec<BorrowedFd<'_>> =
+            sockets.chain(servers.iter().map(AsFd::as_fd)).collect();
+        // Root is expected to be able to use another user's disk image.
+        let privileges = CapabilitySet::DAC_OVERRIDE;
+        let spawned = ChildProcess::spawn(command, &inherited, privileges);
         let mut process = spawned.map_err(|source| {
             start_failed(StartFailure::Spawn {
                 program: installed.program,
                 source,
             })
         })?;
-        // Ours would keep the socket open after QEMU's death.
+        // Ours would keep the sockets open after QEMU's death.
         drop(qemus_qmp);
+        drop(attachments);
 
         let qmp = UnixStream::from_std(qmp).map_err(host("watch QEMU's monitor"))?;
         let cause = match Qmp::handshake(qmp, GREETING).await {

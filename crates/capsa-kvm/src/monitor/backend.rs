@@ -5,7 +5,7 @@ use std::thread;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
+    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
     HypervisorBackend,
 };
 use capsa_core::capabilities::BackendCapabilities;
@@ -24,7 +24,7 @@ use crate::probe::{self, Freshness};
 /// Most vCPUs: what the tables and the topology are tested for.
 const MAX_CPUS: u32 = 64;
 
-/// Most disks and, once there are any, shares: what is left of the bus's slots when the machine's own devices have theirs, and room
+/// Most disks and shares: what is left of the bus's slots when the machine's own devices have theirs, and room
 /// for what later versions add.
 const MAX_DEVICES: usize = 24;
 const _: () = assert!(MAX_DEVICES + OWN_FUNCTIONS <= MAX_FUNCTIONS);
@@ -79,6 +79,7 @@ impl HypervisorBackend for KvmBackend {
     fn capabilities(&self, info: &BackendInfo) -> BackendCapabilities {
         let mut capabilities = BackendCapabilities::minimal(info.isolation);
         capabilities.image_formats = vec![ImageFormat::Raw, ImageFormat::Qcow2];
+        capabilities.virtio_fs = true;
         capabilities.pause = true;
         capabilities.max_cpus = MAX_CPUS;
         capabilities.max_memory_mb = host_memory_mb();
@@ -89,7 +90,11 @@ impl HypervisorBackend for KvmBackend {
         capabilities
     }
 
-    async fn start(&self, spec: &VmSpec) -> Result<Box<dyn BackendVmHandle>> {
+    async fn start(
+        &self,
+        spec: &VmSpec,
+        attachments: Attachments,
+    ) -> Result<Box<dyn BackendVmHandle>> {
         let failed = |cause| Error::start_failed(BackendKind::Kvm, cause);
         let host = |action| move |source| failed(StartFailure::Host { action, source });
         let (mailbox, messages, bell) = Mailbox::new().map_err(host("make an eventfd"))?;
@@ -103,7 +108,14 @@ impl HypervisorBackend for KvmBackend {
             .spawn(move || {
                 let _entered = span.entered();
                 let cancelled = || started.is_canceled();
-                let booted = boot(&spec, vcpus_mailbox, messages, bell, &cancelled);
+                let booted = boot(
+                    &spec,
+                    attachments,
+                    vcpus_mailbox,
+                    messages,
+                    bell,
+                    &cancelled,
+                );
                 let machine = match booted {
                     Ok((machine, console)) => match started.send(Ok(console)) {
                         Ok(()) => machine,

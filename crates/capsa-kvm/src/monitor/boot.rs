@@ -8,13 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use capsa_core::backend::ConsolePipes;
+use capsa_core::backend::{Attachments, ConsolePipes};
 use capsa_core::disk::ResolvedDisk;
 use capsa_core::error::StartFailure;
+use capsa_core::share::ShareKind;
 use capsa_core::spec::{BootSpec, VmSpec};
 use capsa_virtio::devices::balloon::Balloon;
 use capsa_virtio::devices::block::{Block, Image, ImageError};
 use capsa_virtio::devices::console::Console;
+use capsa_virtio::devices::fs::Fs;
 use capsa_virtio::devices::rng::Rng;
 use capsa_virtio::pci::VirtioPciFunction;
 use capsa_virtio::{Memory, VirtioDevice, Wake};
@@ -28,13 +30,13 @@ use crate::monitor::gate::Gate;
 use crate::monitor::irq::GsiRoutes;
 use crate::monitor::loader::{BootSource, Hardware, LoadError};
 use crate::monitor::machine::Machine;
-use crate::monitor::memory;
+use crate::monitor::memory::{self, Users};
 use crate::monitor::message::{Mailbox, Message};
 use crate::monitor::pci::{self, PciBus};
 use crate::monitor::serial::SerialPort;
 use crate::monitor::vcpu::{VcpuContext, VcpuThread};
 
-/// The PCI functions of a machine besides its disks, at most: entropy source, balloon, console.
+/// The PCI functions of a machine besides its disks and shares, at most: entropy source, balloon, console.
 pub(crate) const OWN_FUNCTIONS: usize = 3;
 
 /// Bytes of the pipe for the guest's output: `/proc/sys/fs/pipe-max-size` of a stock Linux.
@@ -54,6 +56,7 @@ fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartFail
 /// Blocks for as long as the files take to be read; `cancelled` is asked in between.
 pub(crate) fn boot(
     spec: &VmSpec,
+    attachments: Attachments,
     mailbox: Mailbox,
     messages: Receiver<Message>,
     bell: Wake,
@@ -63,7 +66,11 @@ pub(crate) fn boot(
     let vcpu_count = u8::try_from(spec.resources.cpus).unwrap_or(u8::MAX);
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
     let vm = Arc::new(kvm.create_vm().map_err(host("make a virtual machine"))?);
-    let memory = memory::map(&vm, u64::from(spec.resources.memory_mb) << 20)
+    let users = match attachments.file_servers.is_empty() {
+        true => Users::Nobody,
+        false => Users::Servers,
+    };
+    let memory = memory::map(&vm, u64::from(spec.resources.memory_mb) << 20, users)
         .map_err(host("reserve the guest's memory"))?;
     let vcpus = arch::create_vcpus(&vm, vcpu_count).map_err(host("make the vCPUs"))?;
     let routes = Arc::new(GsiRoutes::new(Arc::clone(&vm)));
@@ -98,6 +105,12 @@ pub(crate) fn boot(
     for (index, disk) in spec.disks.iter().enumerate() {
         go_on()?;
         slots.plug(&format!("capsa-blk{index}"), open_disk(index, disk)?)?;
+    }
+    let served = spec.shares.iter();
+    let served = served.filter(|share| matches!(share.mechanism, ShareKind::VirtioFs { .. }));
+    for (index, (share, server)) in served.zip(attachments.file_servers).enumerate() {
+        let folder = Fs::new(&share.tag, server).map_err(host("make a file system device"))?;
+        slots.plug(&format!("capsa-fs{index}"), folder)?;
     }
     let rng = Rng::new().map_err(host("make the entropy source"))?;
     slots.plug("capsa-rng", rng)?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use capsa_core::backend::{GuestEnd, HypervisorBackend};
+use capsa_core::backend::{Attachments, GuestEnd, HypervisorBackend};
 use capsa_kvm::KvmBackend;
 use futures_executor::block_on;
 use proptest::prelude::*;
@@ -89,7 +89,7 @@ fn a_start_that_nobody_waits_for_any_more_leaves_nothing() {
     let kernel = Payload::new().spin().file();
     let spec = machine::spec(kernel.path().to_owned(), 1, &[]);
     let backend = KvmBackend::new(None);
-    let mut start = backend.start(&spec);
+    let mut start = backend.start(&spec, Attachments::default());
     let mut nobody = Context::from_waker(Waker::noop());
     assert!(start.as_mut().poll(&mut nobody).is_pending());
     let deadline = Instant::now() + Duration::from_secs(30);

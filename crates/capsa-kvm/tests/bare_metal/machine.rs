@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 
 use capsa_core::backend::{
-    Accelerator, BackendInfo, BackendKind, BackendVmHandle, GuestEnd, HypervisorBackend,
+    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, GuestEnd,
+    HypervisorBackend,
 };
 use capsa_core::disk::ResolvedDisk;
 use capsa_core::resources::{Isolation, NetworkMode, ResourceConfig};
@@ -28,7 +29,8 @@ impl Machine {
         // The machine has read it when it has started.
         let kernel = payload.file();
         let spec = spec(kernel.path().to_owned(), cpus, disks);
-        let handle = block_on(KvmBackend::new(None).start(&spec)).expect("the machine starts");
+        let handle = block_on(KvmBackend::new(None).start(&spec, Attachments::default()))
+            .expect("the machine starts");
         Self { handle }
     }
 

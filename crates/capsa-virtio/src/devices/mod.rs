@@ -6,6 +6,7 @@ pub mod block;
 pub mod console;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod driver_ring;
+pub mod fs;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;

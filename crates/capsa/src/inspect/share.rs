@@ -1,11 +1,12 @@
 //! A shared folder: that the host has it, and that the guest can be told where to mount it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use capsa_core::problem::ConfigProblem;
-use capsa_core::share::{MountMode, SharedDir};
+use capsa_core::share::{MountMode, ShareKind, SharedDir};
 use rustix::fs::Access;
 use rustix::io::Errno;
 
@@ -14,16 +15,35 @@ const FIELD: &str = "share";
 /// An attribute that is only ever asked for: whether it can be, is the answer.
 const PROBE_ATTRIBUTE: &str = "user.capsa.probe";
 
-/// Looks at a share and gives the folder's absolute path, without symbolic links. Blocks.
-pub(crate) fn inspect(share: &SharedDir) -> Result<PathBuf, Vec<ConfigProblem>> {
+/// What is shared.
+#[derive(Debug)]
+pub(crate) struct HostShare {
+    /// The folder, absolute and without symbolic links.
+    pub(crate) folder: PathBuf,
+    /// The only file of it that is shared.
+    pub(crate) file: Option<OsString>,
+}
+
+/// Looks at a share. Blocks.
+pub(crate) fn inspect(
+    share: &SharedDir,
+    mechanism: ShareKind,
+) -> Result<HostShare, Vec<ConfigProblem>> {
     let guest_path = check_guest_path(&share.guest_path);
-    match (guest_path, check_folder(&share.host_path, share.mode)) {
-        (Ok(()), Ok(folder)) => Ok(folder),
-        (guest_path, folder) => Err(guest_path.err().into_iter().chain(folder.err()).collect()),
+    match (
+        guest_path,
+        check_host(&share.host_path, share.mode, mechanism),
+    ) {
+        (Ok(()), Ok(host)) => Ok(host),
+        (guest_path, host) => Err(guest_path.err().into_iter().chain(host.err()).collect()),
     }
 }
 
-fn check_folder(path: &Path, mode: MountMode) -> Result<PathBuf, ConfigProblem> {
+fn check_host(
+    path: &Path,
+    mode: MountMode,
+    mechanism: ShareKind,
+) -> Result<HostShare, ConfigProblem> {
     let shown = path.display();
     let problem = |message| ConfigProblem::file(FIELD, message);
     let folder = fs::canonicalize(path).map_err(|error| match error.kind() {
@@ -31,6 +51,10 @@ fn check_folder(path: &Path, mode: MountMode) -> Result<PathBuf, ConfigProblem> 
             .hint("create it first; a relative path starts at the current folder"),
         _ => problem(format!("the folder {shown} cannot be opened: {error}")),
     })?;
+    let over_9p = matches!(mechanism, ShareKind::Virtio9p { .. });
+    if folder.is_file() && !over_9p {
+        return check_file(&folder, mode);
+    }
     if !folder.is_dir() {
         return Err(problem(format!("{shown} is not a folder")).hint("share the folder it is in"));
     }
@@ -44,7 +68,7 @@ fn check_folder(path: &Path, mode: MountMode) -> Result<PathBuf, ConfigProblem> 
                 "give the user who runs Capsa permission to write to it, or share it read-only",
             )
         })?;
-        if !holds_attributes(&folder) {
+        if over_9p && !holds_attributes(&folder) {
             return Err(problem(format!(
                 "the file system of {shown} has no user extended attributes, in which the \
                  owners and modes that the guest sets are kept"
@@ -55,7 +79,28 @@ fn check_folder(path: &Path, mode: MountMode) -> Result<PathBuf, ConfigProblem> 
             ));
         }
     }
-    Ok(folder)
+    Ok(HostShare { folder, file: None })
+}
+
+/// The share of a single file.
+fn check_file(path: &Path, mode: MountMode) -> Result<HostShare, ConfigProblem> {
+    let shown = path.display();
+    let mut wanted = Access::READ_OK;
+    wanted.set(Access::WRITE_OK, mode == MountMode::ReadWrite);
+    rustix::fs::access(path, wanted).map_err(|error| {
+        ConfigProblem::file(FIELD, format!("the file {shown} cannot be used: {error}"))
+            .hint("give the user who runs Capsa permission to use it, or share it read-only")
+    })?;
+    match (path.parent(), path.file_name()) {
+        (Some(folder), Some(name)) => Ok(HostShare {
+            folder: folder.to_owned(),
+            file: Some(name.to_owned()),
+        }),
+        _ => Err(ConfigProblem::file(
+            FIELD,
+            format!("{shown} is in no folder"),
+        )),
+    }
 }
 
 /// Whether the folder's file system can hold `user.` extended attributes. Nothing is written: a

@@ -29,6 +29,7 @@ use crate::console::{
 };
 use crate::driver;
 
+mod file_servers;
 mod lifecycle;
 mod panic;
 mod retry;

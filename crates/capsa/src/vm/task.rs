@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info, warn};
 
+use super::file_servers::FileServers;
 use super::lifecycle::{EndRequest, Lifecycle};
 use super::{RetryPolicy, VmShared};
 use crate::console::{InputQueue, pump};
@@ -33,6 +34,10 @@ use crate::stdio::StdioBridge;
 
 /// How long the last console output may take once the machine is gone. It lies in the pipe.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// How long the machine may take to end once a server of its shares has: as a rule it ends before them,
+/// since it closes their connections.
+const LAST_SERVER: Duration = Duration::from_secs(1);
 
 /// How often the power button is pressed while the guest is asked to stop: a guest that boots
 /// misses what comes before its driver.
@@ -85,7 +90,7 @@ impl VmTask {
         info!(target: "capsa::vm", backend = %self.spec.backend, "starting");
         let (end, panic) = match self.start().await {
             Err(end) => (end, None),
-            Ok(machine) => self.supervise(machine).await,
+            Ok((machine, servers)) => self.supervise(machine, servers).await,
         };
         drop(time_limit);
         self.vm.output.close();
@@ -99,8 +104,9 @@ impl VmTask {
         drop(guard);
     }
 
-    /// Starts the machine, again where the failure may pass. A stop has its grace period here too.
-    async fn start(&mut self) -> Result<Box<dyn BackendVmHandle>, GuestEnd> {
+    /// Starts the machine and the servers of its shares, again where the failure may pass. A stop has
+    /// its grace period here too.
+    async fn start(&mut self) -> Result<(Box<dyn BackendVmHandle>, FileServers), GuestEnd> {
         let Self {
             vm,
             backend,
@@ -119,7 +125,8 @@ impl VmTask {
                 path: None,
                 source: source.into(),
             })??;
-            backend.start(spec).await
+            let (servers, attachments) = FileServers::start(spec).await?;
+            Ok((backend.start(spec, attachments).await?, servers))
         };
         let backoff = ExponentialBuilder::default()
             .with_min_delay(retry.first_delay)
@@ -155,6 +162,7 @@ impl VmTask {
     async fn supervise(
         &mut self,
         mut machine: Box<dyn BackendVmHandle>,
+        mut servers: FileServers,
     ) -> (GuestEnd, Option<String>) {
         let connected = connect_console(&mut *machine)
             .and_then(|pipes| self.start_stdio().map(|stdio| (pipes, stdio)));
@@ -187,7 +195,8 @@ impl VmTask {
         });
         let mut drained = false;
         let end = {
-            let mut until_end = Box::pin(until_end(vm, &mut *machine, commands, *stop));
+            let until_end = until_end(vm, &mut *machine, &mut servers, commands, *stop);
+            let mut until_end = Box::pin(until_end);
             loop {
                 tokio::select! {
                     end = &mut until_end => break end,
@@ -229,6 +238,7 @@ fn connect_console(
 async fn until_end(
     vm: &VmShared,
     machine: &mut dyn BackendVmHandle,
+    servers: &mut FileServers,
     commands: &mut mpsc::UnboundedReceiver<Command>,
     mut stop: Option<Stop>,
 ) -> GuestEnd {
@@ -241,6 +251,17 @@ async fn until_end(
             biased;
             () = vm.kill.cancelled() => break,
             end = machine.wait() => return end,
+            failure = servers.ended() => {
+                tokio::select! {
+                    () = vm.kill.cancelled() => break,
+                    end = machine.wait() => return end,
+                    () = sleep(LAST_SERVER) => {}
+                }
+                machine.kill().await;
+                machine.wait().await;
+                let backend = vm.info.kind;
+                return GuestEnd::Crashed(Error::Hypervisor { backend, cause: Box::new(failure) });
+            }
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let Some(stop) = &mut stop else { continue };
                 if Instant::now() >= stop.deadline {

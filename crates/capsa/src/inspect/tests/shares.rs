@@ -3,13 +3,30 @@
 use std::fs;
 
 use capsa_core::share::MountMode::{self, ReadOnly, ReadWrite};
-use capsa_core::share::SharedDir;
+use capsa_core::share::{ShareKind, SharedDir, VirtioFsCache};
 
 use super::*;
 use crate::inspect::share;
 
+const OVER_9P: ShareKind = ShareKind::Virtio9p { msize: 4096 };
+
 fn inspect(host: &Path, guest: &str, mode: MountMode) -> Result<PathBuf, Vec<ConfigProblem>> {
-    share::inspect(&SharedDir::new(host, guest, mode))
+    let found = share::inspect(&SharedDir::new(host, guest, mode), OVER_9P)?;
+    assert_eq!(found.file, None);
+    Ok(found.folder)
+}
+
+#[test]
+fn a_single_file_is_shared_as_the_only_name_in_its_folder() {
+    let files = Files::new();
+    let file = files.file("file", "x");
+    let share = SharedDir::new(&file, "/mnt", ReadWrite);
+    let over_fs = ShareKind::VirtioFs {
+        cache: VirtioFsCache::Auto,
+    };
+    let found = share::inspect(&share, over_fs).unwrap();
+    assert_eq!(found.folder, files.path());
+    assert_eq!(found.file.as_deref(), Some("file".as_ref()));
 }
 
 #[test]

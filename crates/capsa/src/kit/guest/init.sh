@@ -95,7 +95,7 @@ mount_shares() {
         type=${entry%%:*} options=
         case $entry in *:*) options=${entry#*:} ;; esac
         mkdir -p "$1$where" &&
-            mount -t "$type" ${options:+-o "$options"} "$what" "$1$where" ||
+            mount -t "$type" ${options:+-o"$options"} "$what" "$1$where" ||
             warn "cannot mount the share $what at $where"
     done
 }

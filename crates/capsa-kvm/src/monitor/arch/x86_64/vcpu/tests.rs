@@ -6,6 +6,7 @@ use super::super::load::fixtures::{boot, file, kernel, pvh_kernel};
 use super::super::{create_vcpus, describe_vcpu, load};
 use super::*;
 use crate::monitor::loader::Hardware;
+use crate::monitor::memory;
 
 /// A machine that has been loaded, before its first instruction.
 struct Machine {
@@ -17,7 +18,7 @@ struct Machine {
 fn machine(image: &[u8], vcpus: u8) -> Machine {
     let kvm = Kvm::new().unwrap();
     let vm = kvm.create_vm().unwrap();
-    let memory = crate::monitor::memory::map(&vm, 128 << 20).unwrap();
+    let memory = memory::map(&vm, 128 << 20, memory::Users::Nobody).unwrap();
     let entry = load(&memory, &boot(file(image)), &Hardware { vcpus }).unwrap();
     let made = create_vcpus(&vm, vcpus).unwrap();
     for (index, vcpu) in (0..).zip(&made) {

@@ -1,0 +1,230 @@
+//! The server of a virtio-fs share: `capsa-fsd`, a process for each share of each VM.
+//!
+//! ```text
+//! driver thread ── Share ──▶ FileServer::start ──▶ capsa-fsd: confines itself, says so, serves
+//!                                   │ one end of a connection           │ the other
+//!                                   ▼                                   │
+//!                            a backend's machine ◀──── vhost-user ──────┘
+//! ```
+//!
+//! It gets two descriptors, the folder and a listening socket with this one connection in its queue, and
+//! ends when the machine closes the connection, or is killed with its [`FileServer`].
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use capsa_core::error::{HypervisorFailure, StartFailure};
+use capsa_core::escape::one_line;
+use capsa_core::share::{MountMode, Share, ShareKind, VirtioFsCache};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::thread::CapabilitySet;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use crate::child::ChildProcess;
+
+/// The program's name.
+pub const PROGRAM: &str = "capsa-fsd";
+
+/// The variable that names the program's file.
+const VARIABLE: &str = "CAPSA_FSD";
+
+/// How long the server may take until it is confined. It takes 5 ms on an idle machine.
+const CONFINED: Duration = Duration::from_secs(30);
+
+/// Bytes of the line in which it says so.
+const MAX_LINE: u64 = 200;
+
+/// Where the program is: `CAPSA_FSD`, else beside this program, in `../libexec/capsa`, in `PATH`. Blocks
+/// for a look at these folders.
+#[must_use]
+pub fn find() -> Option<PathBuf> {
+    if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
+        // Not another one: the caller has chosen.
+        return Some(PathBuf::from(named)).filter(|program| is_executable(program));
+    }
+    let own = env::current_exe().ok();
+    let own = own.as_deref().and_then(Path::parent);
+    let beside = own.map(|folder| match folder.ends_with("deps") {
+        // Where cargo puts tests; programs are in the folder above.
+        true => folder.parent().unwrap_or(folder).to_owned(),
+        false => folder.to_owned(),
+    });
+    let libexec = own.map(|folder| folder.join("../libexec/capsa"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = beside
+        .into_iter()
+        .chain(libexec)
+        .chain(env::split_paths(&path));
+    folders
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(PROGRAM))
+        .find(|program| is_executable(program))
+}
+
+fn is_executable(program: &Path) -> bool {
+    let found = fs::metadata(program);
+    found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// A running server. Dropping it kills it.
+pub struct FileServer {
+    process: ChildProcess,
+}
+
+impl FileServer {
+    /// Starts the server of a share that goes over virtio-fs, and returns it with a connection to it,
+    /// for a machine that speaks vhost-user. When this returns, it is confined to the folder.
+    ///
+    /// Must be called on a tokio runtime with I/O, on a thread that outlives the server: its end is
+    /// the server's. Dropping the future before it is ready leaves nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// There is no such program, it is of another version, the folder cannot be opened, or this
+    /// machine does not let a program confine itself well enough.
+    pub async fn start(share: &Share) -> Result<(Self, OwnedFd), StartFailure> {
+        let folder = share.host_path.clone();
+        let prepared = tokio::task::spawn_blocking(move || Prepared::new(&folder)).await;
+        let prepared = prepared.map_err(|source| StartFailure::Host {
+            action: "prepare a file server",
+            source: source.into(),
+        })??;
+        let Prepared {
+            program,
+            folder,
+            listener,
+            connection,
+        } = prepared;
+        let host = |action| move |source| StartFailure::Host { action, source };
+        let (said, says) = io::pipe().map_err(host("make a pipe for a file server"))?;
+        let mut command = Command::new(&program);
+        command
+            .arg(env!("CARGO_PKG_VERSION"))
+            .arg(listener.as_raw_fd().to_string())
+            .arg(folder.as_raw_fd().to_string())
+            .arg(match share.mode {
+                MountMode::ReadWrite => "rw",
+                _ => "ro",
+            })
+            .arg(match share.mechanism {
+                ShareKind::VirtioFs {
+                    cache: VirtioFsCache::Always,
+                } => "always",
+                ShareKind::VirtioFs {
+                    cache: VirtioFsCache::None,
+                } => "none",
+                _ => "auto",
+            })
+            .args(&share.file)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(says);
+        // What it takes to become the folder's owner, and to map root into a namespace.
+        let privileges = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETFCAP;
+        let inherited = [listener.as_fd(), folder.as_fd()];
+        let spawned = ChildProcess::spawn(command, &inherited, privileges);
+        let mut process = spawned.map_err(|source| StartFailure::Spawn { program, source })?;
+        drop((listener, folder));
+
+        let said = pipe::Receiver::from_owned_fd(said.into());
+        let said = said.map_err(host("watch a file server's output"))?;
+        let mut line = String::new();
+        let mut lines = BufReader::new(said.take(MAX_LINE));
+        match timeout(CONFINED, lines.read_line(&mut line)).await {
+            Ok(Ok(_)) if line.ends_with('\n') => {}
+            Ok(_) => {
+                let exit = process.exited().await;
+                let stderr = process.last_words().await;
+                return Err(StartFailure::Exited { exit, stderr });
+            }
+            Err(_) => {
+                return Err(StartFailure::Silent {
+                    after: CONFINED,
+                    stderr: process.last_words().await,
+                });
+            }
+        }
+        let walls = one_line(line.trim_end(), 100);
+        let folder = share.host_path.display();
+        tracing::debug!(target: "capsa::share", %folder, walls, "a file server is confined");
+        Ok((Self { process }, connection))
+    }
+
+    /// Waits until the server has ended. Cancel safe.
+    pub async fn ended(&mut self) -> HypervisorFailure {
+        HypervisorFailure::Exited {
+            exit: self.process.exited().await,
+            stderr: self.process.last_words().await,
+        }
+    }
+}
+
+/// What a server is started with.
+struct Prepared {
+    program: PathBuf,
+    folder: OwnedFd,
+    listener: UnixListener,
+    connection: OwnedFd,
+}
+
+impl Prepared {
+    /// Blocks on the file system.
+    fn new(folder: &Path) -> Result<Self, StartFailure> {
+        let host = |action| move |source| StartFailure::Host { action, source };
+        let program = find().ok_or_else(|| {
+            let source = io::Error::new(io::ErrorKind::NotFound, "see `capsa doctor`");
+            host("find capsa-fsd, which serves shared folders")(source)
+        })?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = openat(CWD, folder, flags, Mode::empty());
+        let folder = opened.map_err(|error| StartFailure::File {
+            path: folder.to_owned(),
+            source: Box::new(error),
+        })?;
+        let (listener, connection) = connect().map_err(host("connect to a file server"))?;
+        Ok(Self {
+            program,
+            folder,
+            listener,
+            connection,
+        })
+    }
+}
+
+/// A connection, and the listening socket in whose queue its other end is. The socket's name is in a
+/// folder that nobody else can enter, and gone when this returns.
+fn connect() -> io::Result<(UnixListener, OwnedFd)> {
+    let folder = tempfile::tempdir()?;
+    // By way of a descriptor, as a socket's name must be shorter than some folders' are.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let short = openat(CWD, folder.path(), flags, Mode::empty())?;
+    let name = format!("/proc/self/fd/{}/socket", short.as_raw_fd());
+    let listener = UnixListener::bind(&name)?;
+    let connection = UnixStream::connect(&name)?;
+    Ok((listener, connection.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_connection_is_there_before_its_server() {
+        let (listener, connection) = connect().unwrap();
+        UnixStream::from(connection).write_all(b"hello").unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        let mut heard = String::new();
+        accepted.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "hello");
+    }
+}

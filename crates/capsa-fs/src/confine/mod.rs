@@ -1,0 +1,172 @@
+//! What is left to this process while it serves a guest.
+//!
+//! In this order, from [`enter`] on:
+//!
+//! 1. *Identity*: started as root, the process becomes the owner of what is shared.
+//! 2. *Namespaces*: users, mounts, network, System V IPC, host name, control groups. The shared folder is
+//!    the root of the file system, mounted without devices, setuid bits and programs.
+//! 3. *Landlock*: the kernel lets it open nothing but what is below the folder, for reading, or also
+//!    for changing, but never devices, sockets or FIFOs.
+//! 4. *Capabilities*: none, for ever.
+//! 5. *Seccomp* ([`close`], once its threads run): the system calls that serving takes.
+//!
+//! Not in a PID namespace, which would take a process more for each share: without signals, ptrace and
+//! `/proc` other processes are out of reach anyway.
+//!
+//! The machine may lack 2, in a container for instance, or 3, on an old kernel. A share that the guest may
+//! write to is served with at least one of them, or not at all.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use rustix::process::{Resource, Rlimit, fchdir, getrlimit, setrlimit, umask};
+
+mod landlock;
+mod namespaces;
+mod privileges;
+mod seccomp;
+
+/// Most descriptors: more than any guest's cache of names holds, and some 200 MB of the kernel's memory.
+const MAX_DESCRIPTORS: u64 = 1 << 20;
+
+/// A confined process's way to the folder.
+pub struct Confined {
+    /// The shared folder (`O_PATH`).
+    pub root: OwnedFd,
+    /// `/proc/self/fd`, which is not below the folder.
+    pub descriptors: OwnedFd,
+    /// How many descriptors the process may have.
+    pub max_descriptors: usize,
+    /// What holds it.
+    pub walls: Walls,
+}
+
+/// What keeps the process to the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walls {
+    /// The folder is the root of a mount namespace of the process's own.
+    pub namespaces: bool,
+    /// Landlock is in force.
+    pub landlock: bool,
+}
+
+impl fmt::Display for Walls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut walls = Vec::new();
+        if self.namespaces {
+            walls.push("namespaces");
+        }
+        if self.landlock {
+            walls.push("landlock");
+        }
+        walls.push("seccomp");
+        f.write_str(&walls.join(", "))
+    }
+}
+
+/// Why the process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// A step that works everywhere was refused.
+    #[error("cannot {action}: {source}")]
+    Refused {
+        /// What was to be done.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Neither namespaces nor landlock: a guest that takes this process over would have the files of
+    /// the user.
+    #[error(
+        "this machine lets a program confine itself neither by namespaces ({namespaces}) nor by \
+         landlock: a writable share is not served"
+    )]
+    Open {
+        /// The kernel's answer.
+        namespaces: io::Error,
+    },
+}
+
+fn refused<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> ConfineError {
+    move |source| ConfineError::Refused {
+        action,
+        source: source.into(),
+    }
+}
+
+/// Confines the process to the folder, but for the system calls. To be called before it has threads;
+/// a descriptor of anything else is not to be open then but those of the caller's own choice.
+///
+/// # Errors
+///
+/// It cannot be confined well enough for a share that is `writable`, or at all.
+pub fn enter(folder: OwnedFd, writable: bool) -> Result<Confined, ConfineError> {
+    umask(Mode::empty());
+    let max_descriptors = raise_descriptors().map_err(refused("raise the limit of descriptors"))?;
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let descriptors = openat(CWD, c"/proc/self/fd", path_only, Mode::empty());
+    let descriptors = descriptors.map_err(refused("open /proc/self/fd"))?;
+    privileges::become_owner(&folder).map_err(refused("become the folder's owner"))?;
+    // The mounts of a new namespace are copies; the working folder moves along, a descriptor does not.
+    fchdir(&folder).map_err(refused("enter the folder"))?;
+    let isolated = namespaces::enter(writable);
+    let root = openat(CWD, c".", path_only, Mode::empty());
+    let root = root.map_err(refused("open the folder"))?;
+    check_same(&folder, &root)?;
+    drop(folder);
+    let landlock = landlock::restrict(&root, writable);
+    privileges::drop_all().map_err(refused("drop the capabilities"))?;
+    let walls = match (isolated, landlock) {
+        (Err(namespaces), false) if writable => return Err(ConfineError::Open { namespaces }),
+        (isolated, landlock) => Walls {
+            namespaces: isolated.is_ok(),
+            landlock,
+        },
+    };
+    Ok(Confined {
+        root,
+        descriptors,
+        max_descriptors,
+        walls,
+    })
+}
+
+/// Takes the system calls away that serving does not take, from every thread.
+///
+/// # Errors
+///
+/// The kernel has no seccomp.
+pub fn close() -> Result<(), ConfineError> {
+    seccomp::install().map_err(refused("install the filter of system calls"))
+}
+
+/// Whether the working folder is still the one that was given.
+fn check_same(folder: &OwnedFd, root: &OwnedFd) -> Result<(), ConfineError> {
+    let identity = |fd: &OwnedFd| {
+        let found = statat(fd, c"", AtFlags::EMPTY_PATH)?;
+        Ok::<_, rustix::io::Errno>((found.st_dev, found.st_ino))
+    };
+    let same = identity(folder).and_then(|given| Ok(given == identity(root)?));
+    match same.map_err(refused("look at the folder"))? {
+        true => Ok(()),
+        false => Err(refused("find the folder again")(io::Error::from(
+            io::ErrorKind::NotFound,
+        ))),
+    }
+}
+
+fn raise_descriptors() -> io::Result<usize> {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit
+        .maximum
+        .unwrap_or(MAX_DESCRIPTORS)
+        .min(MAX_DESCRIPTORS);
+    let new = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(Resource::Nofile, new)?;
+    Ok(usize::try_from(most).unwrap_or(usize::MAX))
+}

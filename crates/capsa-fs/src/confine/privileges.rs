@@ -1,0 +1,54 @@
+//! Who this process is, and what it may do as that user.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, statat};
+use rustix::fs::{Gid, Uid};
+use rustix::process::{DumpableBehavior, geteuid, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+/// Root becomes the owner of the folder: what the guest makes there is the owner's, and what the owner
+/// may not read the guest may not.
+pub(super) fn become_owner(folder: impl AsFd) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let found = statat(folder, c"", AtFlags::EMPTY_PATH)?;
+    let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
+    // The process has one thread, so these calls of a thread are the process's.
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    // Otherwise the process's own entries in /proc, which it needs to map its user, would be root's.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    Ok(())
+}
+
+/// Gives every capability up, those that an exec could give included, and keeps other processes of
+/// the user from looking into this one.
+pub(super) fn drop_all() -> io::Result<()> {
+    set_no_new_privs(true)?;
+    clear_ambient_capability_set()?;
+    for capability in CapabilitySet::all().iter() {
+        if matches!(capability_is_in_bounding_set(capability), Ok(true)) {
+            // Without the capability to do so the set stays, and without an exec it gives nothing.
+            let _ = remove_capability_from_bounding_set(capability);
+        }
+    }
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! What changes the share: each method asks first whether the guest may.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, SetattrValid};
+use fuse_backend_rs::api::filesystem::Entry;
+use libc::stat64;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+};
+use rustix::io::{Errno, Result};
+use rustix::path::DecInt;
+
+use super::attributes::{Kind, permitted_mode};
+use super::nodes::Node;
+use super::{SharedFolder, name};
+
+/// An entry of a folder.
+type Place<'a> = (&'a Node, &'a CStr);
+
+impl SharedFolder {
+    /// Whether the guest may make, replace or remove an entry. Where one file is shared, the folder
+    /// that it is in is not.
+    fn check_place(&self, name: &CStr) -> Result<()> {
+        self.check_writable()?;
+        name::check(name)?;
+        match self.settings.only {
+            None => Ok(()),
+            Some(_) => Err(Errno::PERM),
+        }
+    }
+
+    /// Makes and opens a file; opens the one that is there, if the guest did not ask for a new one.
+    pub(super) fn create_file(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        args: &CreateIn,
+    ) -> Result<(Entry, u64)> {
+        self.check_place(name)?;
+        let flags = self.open_flags(args.flags)?;
+        let mode = permitted_mode(args.mode & !args.umask);
+        // Never through what is there: a link, a FIFO, a device.
+        let new = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (entry, file) = match rustix::fs::openat2(&parent.fd, name, new, mode, name::RESOLVE) {
+            Ok(file) => (self.introduce(self.name_of(&file)?)?, file),
+            Err(Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {
+                let entry = self.find(parent, name)?;
+                let opened = self.node(entry.inode);
+                let opened = opened.and_then(|node| self.open_file(&node, args.flags));
+                (entry, self.or_forget(&entry, opened)?)
+            }
+            Err(error) => return Err(error),
+        };
+        let handle = self.keep(entry.inode, file);
+        Ok((entry, self.or_forget(&entry, handle)?))
+    }
+
+    /// The guest does not learn of an entry whose request fails after all.
+    fn or_forget<T>(&self, entry: &Entry, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            super::lock(&self.nodes).forget(entry.inode, 1);
+        }
+        result
+    }
+
+    /// A descriptor that names an open file.
+    fn name_of(&self, file: &OwnedFd) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat(
+            &self.descriptors,
+            DecInt::from_fd(file),
+            flags,
+            Mode::empty(),
+        )
+    }
+
+    /// Makes a regular file. Devices would be the host's; a FIFO or a socket has its other end in the
+    /// guest, or on the host, but not both.
+    pub(super) fn make_node(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        self.check_place(name)?;
+        match FileType::from_raw_mode(mode) {
+            // POSIX lets a file be made without saying so.
+            FileType::RegularFile | FileType::Unknown => {}
+            _ => return Err(Errno::PERM),
+        }
+        let mode = permitted_mode(mode & !umask);
+        rustix::fs::mknodat(&parent.fd, name, FileType::RegularFile, mode, 0)?;
+        self.find(parent, name)
+    }
+
+    pub(super) fn make_folder(&self, parent: &Node, name: &CStr, mode: u32) -> Result<Entry> {
+        self.check_place(name)?;
+        rustix::fs::mkdirat(&parent.fd, name, permitted_mode(mode))?;
+        self.find(parent, name)
+    }
+
+    pub(super) fn make_link(&self, parent: &Node, name: &CStr, target: &CStr) -> Result<Entry> {
+        self.check_place(name)?;
+        rustix::fs::symlinkat(target, &parent.fd, name)?;
+        self.find(parent, name)
+    }
+
+    /// Gives a file another name. By way of `/proc`, as naming a file by its descriptor alone takes a
+    /// privilege before Linux 6.10.
+    pub(super) fn make_hard_link(&self, node: &Node, parent: &Node, name: &CStr) -> Result<Entry> {
+        self.check_place(name)?;
+        let file = DecInt::from_fd(&node.fd);
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        rustix::fs::linkat(&self.descriptors, file, &parent.fd, name, follow)?;
+        self.find(parent, name)
+    }
+
+    pub(super) fn remove(&self, parent: &Node, name: &CStr, kind: Kind) -> Result<()> {
+        self.check_place(name)?;
+        let flags = match kind {
+            Kind::Folder => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        rustix::fs::unlinkat(&parent.fd, name, flags)
+    }
+
+    pub(super) fn move_entry(&self, from: Place<'_>, to: Place<'_>, flags: u32) -> Result<()> {
+        self.check_place(from.1)?;
+        self.check_place(to.1)?;
+        let flags = RenameFlags::from_bits_retain(flags);
+        // A whiteout is a device file.
+        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
+            return Err(Errno::INVAL);
+        }
+        rustix::fs::renameat_with(&from.0.fd, from.1, &to.0.fd, to.1, flags)
+    }
+
+    /// Sets attributes: all that are wanted, or, as far as that can be told before, none.
+    pub(super) fn set_attributes(
+        &self,
+        node: &Node,
+        handle: Option<u64>,
+        wanted: &stat64,
+        valid: SetattrValid,
+    ) -> Result<()> {
+        self.check_writable()?;
+        if self.settings.only.is_some() && node.kind == Kind::Folder {
+            return Err(Errno::PERM);
+        }
+        // Everything is root's in the guest, and stays so.
+        let given_away = valid.contains(SetattrValid::UID) && wanted.st_uid != 0
+            || valid.contains(SetattrValid::GID) && wanted.st_gid != 0;
+        if given_away {
+            return Err(Errno::PERM);
+        }
+        let file = || DecInt::from_fd(&node.fd);
+        if valid.contains(SetattrValid::MODE) {
+            let mode = permitted_mode(wanted.st_mode);
+            rustix::fs::chmodat(&self.descriptors, file(), mode, AtFlags::empty())?;
+        }
+        if valid.contains(SetattrValid::SIZE) {
+            let size = u64::try_from(wanted.st_size).map_err(|_| Errno::INVAL)?;
+            match handle {
+                Some(handle) => {
+                    let handle = self.handle(handle, node.id)?;
+                    rustix::fs::ftruncate(&*handle.file(), size)?;
+                }
+                None => {
+                    let file = self.open_file(node, OFlags::WRONLY.bits())?;
+                    rustix::fs::ftruncate(file, size)?;
+                }
+            }
+        }
+        if valid.intersects(SetattrValid::ATIME | SetattrValid::MTIME) {
+            let times = times(wanted, valid);
+            rustix::fs::utimensat(&self.descriptors, file(), &times, AtFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
+fn times(wanted: &stat64, valid: SetattrValid) -> Timestamps {
+    let time = |set, now, tv_sec, nanoseconds| Timespec {
+        tv_sec,
+        tv_nsec: match (valid.contains(set), valid.contains(now)) {
+            (false, _) => UTIME_OMIT,
+            (true, true) => UTIME_NOW,
+            (true, false) => nanoseconds,
+        },
+    };
+    Timestamps {
+        last_access: time(
+            SetattrValid::ATIME,
+            SetattrValid::ATIME_NOW,
+            wanted.st_atime,
+            wanted.st_atime_nsec,
+        ),
+        last_modification: time(
+            SetattrValid::MTIME,
+            SetattrValid::MTIME_NOW,
+            wanted.st_mtime,
+            wanted.st_mtime_nsec,
+        ),
+    }
+}

@@ -1,0 +1,138 @@
+//! `capsa-fsd`: the process that serves one share. Started by Capsa, not by people:
+//!
+//! ```text
+//! capsa-fsd VERSION LISTENER FOLDER ro|rw auto|always|none [FILE]
+//! ```
+//!
+//! `LISTENER` and `FOLDER` are inherited descriptors: a listening socket, from which one connection of
+//! a monitor is taken, and the folder. With `FILE`, only this name in it is shared. A line on standard
+//! output says that the process is confined, and by what; then it serves until the monitor is gone.
+#![expect(unsafe_code, reason = "inherited descriptors are numbers")]
+
+use std::env;
+use std::error::Error;
+use std::ffi::{CString, OsString};
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixListener;
+use std::process::{ExitCode, abort};
+
+use capsa_fs::confine::{self, Confined};
+use capsa_fs::folder::SharedFolder;
+use capsa_fs::queues::Queues;
+use capsa_fs::settings::{Cache, Settings};
+use vhost::vhost_user::Listener;
+use vhost_user_backend::VhostUserDaemon;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+fn main() -> ExitCode {
+    // A thread of the server's that panics would leave the guest waiting for ever.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        abort();
+    }));
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let order = Order::parse(env::args_os().skip(1).collect())?;
+    let Confined {
+        root,
+        descriptors,
+        max_descriptors,
+        walls,
+    } = confine::enter(order.folder, order.writable)?;
+    let settings = Settings {
+        writable: order.writable,
+        cache: order.cache,
+        only: order.only,
+        // The rest is for the queues, the guest's memory and the sockets.
+        max_nodes: max_descriptors / 8 * 6,
+        max_handles: max_descriptors / 8,
+    };
+    let folder = SharedFolder::new(root, descriptors, settings)?;
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let queues = Queues::new(folder, memory.clone());
+    let daemon = VhostUserDaemon::new("vhost-user".into(), queues.clone(), memory);
+    let mut daemon = daemon.map_err(|error| error.to_string())?;
+    let mut listener = Listener::from(order.listener);
+    let started = daemon.start(&mut listener);
+    started.map_err(|error| error.to_string())?;
+    drop(listener);
+    confine::close()?;
+    queues.open();
+    let mut stdout = io::stdout();
+    writeln!(stdout, "{walls}")?;
+    stdout.flush()?;
+    // It ends when the monitor closes the connection.
+    let _ = daemon.wait();
+    Ok(())
+}
+
+/// What is asked for on the command line.
+struct Order {
+    listener: UnixListener,
+    folder: OwnedFd,
+    writable: bool,
+    cache: Cache,
+    only: Option<CString>,
+}
+
+impl Order {
+    fn parse(args: Vec<OsString>) -> Result<Self, String> {
+        let mut args = args.into_iter();
+        let version = args.next().ok_or("this program is started by Capsa")?;
+        let own = env!("CARGO_PKG_VERSION");
+        if version != own {
+            return Err(format!(
+                "this is capsa-fsd {own}, and the program that started it is capsa {}",
+                version.display()
+            ));
+        }
+        let mut word = |what: &str| args.next().ok_or(format!("there is no {what}"));
+        let (listener, folder) = (word("listener")?, word("folder")?);
+        let (access, cache) = (word("access")?, word("cache policy")?);
+        Ok(Self {
+            listener: descriptor(&listener)?.into(),
+            folder: descriptor(&folder)?,
+            writable: match access.to_str() {
+                Some("rw") => true,
+                Some("ro") => false,
+                _ => return Err(format!("{access:?} is no access")),
+            },
+            cache: match cache.to_str() {
+                Some("auto") => Cache::Auto,
+                Some("always") => Cache::Always,
+                Some("none") => Cache::None,
+                _ => return Err(format!("{cache:?} is no cache policy")),
+            },
+            only: args
+                .next()
+                .map(|name| CString::new(name.into_vec()).map_err(|error| error.to_string()))
+                .transpose()?,
+        })
+    }
+}
+
+/// Takes an inherited descriptor over.
+fn descriptor(number: &OsString) -> Result<OwnedFd, String> {
+    let refused = |why: &str| format!("descriptor {number:?}: {why}");
+    let number: Option<RawFd> = number.to_str().and_then(|number| number.parse().ok());
+    let number = number
+        .filter(|number| *number > 2)
+        .ok_or_else(|| refused("not one that is inherited"))?;
+    // SAFETY: F_GETFD reads a flag of whatever the number names.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(refused("not open"));
+    }
+    // SAFETY: it is open, and was before this program began, so nothing else in it owns it. The two
+    // that are taken over have different numbers, as the one who starts this program holds both.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -1,0 +1,41 @@
+//! What is served, and how.
+
+use std::ffi::CString;
+use std::time::Duration;
+
+/// How long a guest may believe what it has read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Names and attributes for a second, content until the file is opened again.
+    Auto,
+    /// Everything, for ever.
+    Always,
+    /// Nothing.
+    None,
+}
+
+impl Cache {
+    /// How long a name, and the attributes of a file, may be believed.
+    pub(crate) fn timeout(self) -> Duration {
+        match self {
+            Self::Auto => Duration::from_secs(1),
+            Self::Always => Duration::from_secs(24 * 3600),
+            Self::None => Duration::ZERO,
+        }
+    }
+}
+
+/// What the guest may do with the folder.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether it may change anything.
+    pub writable: bool,
+    /// How long it may believe what it has read.
+    pub cache: Cache,
+    /// The only name in the folder that it sees, a regular file's: the share of a single file.
+    pub only: Option<CString>,
+    /// Most files and folders that it may remember at a time; each is a descriptor here.
+    pub max_nodes: usize,
+    /// Most files and folders that it may have open at a time; each is a descriptor here too.
+    pub max_handles: usize,
+}
