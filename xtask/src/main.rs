@@ -14,6 +14,7 @@ use crate::nextest::Counts;
 
 mod bench;
 mod fuzz;
+mod guest;
 mod kvm;
 mod nextest;
 mod packages;
@@ -110,6 +111,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Kvm(bench) => return Ok(kvm::run(&bench)),
         Command::KvmTest { names } => {
             tools::provide(tools::NEXTEST)?;
+            guest::build(guest::TESTING, guest::Profile::Debug)?;
             let mut counts = Counts::default();
             kvm::run_tests(&mut counts, &names)?;
             eprintln!("{counts}");

@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
+use crate::guest::{self, Profile};
 use crate::kvm;
 use crate::nextest::{self, Counts, EVERYTHING};
 use crate::packages::{self, ARCHIVERS, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
@@ -55,6 +56,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         )
     });
     let built = steps.check("build programs and examples", || {
+        guest::build(guest::TESTING, Profile::Debug)?;
         check(cargo(["build", "--bins", "--examples"])?.args(EVERYTHING))
     });
     if built.is_some() {

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -13,6 +14,7 @@ use crate::capabilities::BackendCapabilities;
 use crate::error::{BackendRefusal, Error, Result};
 use crate::resources::Isolation;
 use crate::spec::VmSpec;
+use crate::vsock::VsockPorts;
 
 /// The backends that Capsa knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -230,6 +232,11 @@ pub struct Attachments {
 pub trait BackendVmHandle: Send {
     /// The host's ends of the guest's console. Taken once.
     fn take_console(&mut self) -> Option<ConsolePipes>;
+
+    /// The ports of a machine that was asked to have vsock.
+    fn vsock(&self) -> Option<Arc<dyn VsockPorts>> {
+        None
+    }
 
     /// Waits until the machine is gone, every process and file of it too, and says how it ended.
     /// Cancel safe: dropping the future loses nothing. Not called again after it returned.

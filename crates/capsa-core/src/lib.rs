@@ -21,3 +21,4 @@ pub mod share;
 pub mod spec;
 pub mod status;
 pub mod validate;
+pub mod vsock;

@@ -14,6 +14,7 @@ use crate::cmdline::KernelCmdline;
 use crate::disk::{DiskImage, ResolvedDisk};
 use crate::resources::{ConsoleMode, Isolation, NetworkMode, ResourceConfig, ResourceLimits};
 use crate::share::{Share, SharedDir};
+use crate::vsock::VsockConfig;
 
 /// The identity of a VM: a random UUID, on every log event of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -59,6 +60,8 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// The network.
     pub network: NetworkMode,
+    /// Sockets between host and guest.
+    pub vsock: Option<VsockConfig>,
 }
 
 /// What a caller asks for besides what is booted: the options of a builder.
@@ -76,6 +79,8 @@ pub struct VmOptions {
     pub shares: Vec<SharedDir>,
     /// The network.
     pub network: NetworkMode,
+    /// Sockets between host and guest.
+    pub vsock: Option<VsockConfig>,
     /// Who gets the console.
     pub console: ConsoleMode,
     /// Bounds on what the VM may use of the host.

@@ -12,6 +12,7 @@ use crate::problem::ConfigProblem;
 use crate::resources::{Isolation, NetworkMode, ResourceLimits};
 use crate::share::{MAX_TAG_BYTES, ShareMechanism, SharedDir};
 use crate::spec::{BootRequest, VmOptions};
+use crate::vsock::VsockConfig;
 
 /// Least memory of a VM in MiB: below this a stock kernel and its initrd do not unpack.
 const MIN_MEMORY_MB: u32 = 64;
@@ -89,6 +90,10 @@ pub fn validate(
             NetworkMode::None => problem,
         });
     }
+    let vsock = options.vsock.as_ref();
+    if let Some(problem) = vsock.and_then(|vsock| vsock_problem(vsock, capabilities, info)) {
+        report(problem);
+    }
     for limit in unenforced_limits(&options.limits) {
         report(
             ConfigProblem::unsupported(
@@ -149,6 +154,31 @@ pub fn validate(
     }
     problems.extend(share_problems(&options.shares, capabilities, info));
     problems
+}
+
+/// Most bytes of the name of a Unix socket, less those of `_` and the longest port (unix(7)).
+const MAX_SOCKET_BYTES: usize = 107 - "_4294967295".len();
+
+fn vsock_problem(
+    vsock: &VsockConfig,
+    capabilities: &BackendCapabilities,
+    info: &BackendInfo,
+) -> Option<ConfigProblem> {
+    if !capabilities.vsock {
+        let message = format!("the {} backend has no vsock", info.kind);
+        return Some(ConfigProblem::unsupported("vsock", message).hint(
+            "the kvm backend has it; QEMU's can be reached by every user of the host, so Capsa \
+             does not offer it",
+        ));
+    }
+    let path = vsock.socket.as_ref()?;
+    (path.as_os_str().len() > MAX_SOCKET_BYTES).then(|| {
+        let message = format!(
+            "{}: a socket's path has {MAX_SOCKET_BYTES} bytes at most",
+            path.display()
+        );
+        ConfigProblem::value("vsock", message).hint("choose a folder with a shorter path")
+    })
 }
 
 /// The names of the limits that are set. No backend enforces any of them yet.

@@ -1,5 +1,6 @@
 //! A VM with a shell, driven over its console.
 
+use std::path::Path;
 use std::time::Duration;
 
 use capsa::{BackendChoice, Capsa, LinuxBoot, LinuxVmBuilder, VmConsole, VmHandle, kit};
@@ -27,10 +28,15 @@ pub fn output(amount: usize) -> usize {
 
 /// A builder for the guest kit on a backend, with a console.
 pub fn kit_vm(backend: BackendChoice) -> LinuxVmBuilder {
+    kit_vm_with(backend, &images::kit().initramfs)
+}
+
+/// The same with another initramfs.
+pub fn kit_vm_with(backend: BackendChoice, initramfs: &Path) -> LinuxVmBuilder {
     let kit = images::kit();
     let more = std::env::var(CMDLINE_VARIABLE).unwrap_or_default();
     Capsa::with_backend(backend)
-        .vm(LinuxBoot::new(&kit.kernel).initrd(&kit.initramfs))
+        .vm(LinuxBoot::new(&kit.kernel).initrd(initramfs))
         .memory_mb(256)
         .cmdline_args(more.split_whitespace())
         .console_enabled()

@@ -18,6 +18,7 @@
 //! and never panics.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use tokio::runtime;
 
 use crate::{
     BackendInfo, Error, ExitReason, GuestOs, LinuxVmBuilder, ResourceConfig, Result, Share,
-    UefiVmBuilder, VmId, VmStatus,
+    UefiVmBuilder, VmId, VmStatus, vsock,
 };
 
 /// Runs a future to its end on a runtime of its own, made for it: it costs some tens of
@@ -176,6 +177,25 @@ impl VmHandle {
     #[must_use]
     pub fn failure(&self) -> Option<Arc<Error>> {
         self.0.failure()
+    }
+
+    /// Connects to a vsock port of the guest; see [`crate::VmHandle::vsock`]. The stream blocks.
+    ///
+    /// # Errors
+    ///
+    /// As the async method.
+    pub fn vsock(&self, port: u32) -> Result<UnixStream> {
+        vsock::connect_blocking(&*self.0.vsock_ports("connect to the guest")?, port)
+    }
+
+    /// Takes the guest's connections to a vsock port of the host; see
+    /// [`crate::VmHandle::vsock_listen`].
+    ///
+    /// # Errors
+    ///
+    /// As the async method.
+    pub fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
+        block_on(self.0.vsock_listen(port)).map(VsockListener)
     }
 
     /// See [`crate::VmHandle::console_tail`].
@@ -383,5 +403,20 @@ impl io::Write for VmConsole {
     /// Does nothing: a write returns when the machine has taken it.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Takes the guest's connections to one port of the host; see [`crate::VsockListener`].
+#[derive(Debug)]
+pub struct VsockListener(crate::VsockListener);
+
+impl VsockListener {
+    /// Waits for the next connection, for as long as it takes. The stream blocks.
+    ///
+    /// # Errors
+    ///
+    /// As the async method.
+    pub fn accept(&mut self) -> Result<UnixStream> {
+        block_on(self.0.accept_blocking())
     }
 }

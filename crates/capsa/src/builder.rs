@@ -11,6 +11,7 @@ use capsa_core::error::{Error, Result};
 use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::spec::{BootRequest, VmOptions};
+use capsa_core::vsock::VsockConfig;
 
 use crate::resolve;
 use crate::vm::{RetryPolicy, VmHandle};
@@ -163,6 +164,13 @@ impl<B> VmBuilder<B> {
     /// No network: the same as `network(NetworkMode::None)`.
     pub fn no_network(self) -> Self {
         self.network(NetworkMode::None)
+    }
+
+    /// Sockets between programs of the host and of the guest, without a network; none by default.
+    /// See [`VmHandle::vsock`] and [`VmHandle::vsock_listen`].
+    pub fn vsock(mut self, config: VsockConfig) -> Self {
+        self.options.vsock = Some(config);
+        self
     }
 
     /// Who gets the console; [`ConsoleMode::Disabled`] by default.

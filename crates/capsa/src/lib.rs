@@ -46,6 +46,7 @@ mod inspect;
 mod resolve;
 mod stdio;
 mod vm;
+mod vsock;
 
 /// Compiles and runs the examples of the documents.
 #[cfg(all(doctest, feature = "test-utils"))]
@@ -61,6 +62,7 @@ pub use builder::{LinuxVmBuilder, UefiVmBuilder, VmBuilder, VmConfig};
 pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use doctor::{Finding, Report, Requirement, doctor};
 pub use vm::{RetryPolicy, VmHandle};
+pub use vsock::{VsockListener, VsockStream};
 
 pub use capsa_core::backend::{Accelerator, BackendChoice, BackendInfo, BackendKind};
 pub use capsa_core::boot::{EfiVariableStore, LinuxBoot, LinuxDirectBootConfig, UefiBootConfig};
@@ -82,6 +84,7 @@ pub use capsa_core::share::{
 };
 pub use capsa_core::spec::VmId;
 pub use capsa_core::status::{ExitReason, VmStatus};
+pub use capsa_core::vsock::VsockConfig;
 
 /// The way in: makes builders.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use capsa_core::share::{
 };
 use capsa_core::spec::{BootRequest, BootSpec, VmId, VmOptions, VmSpec};
 use capsa_core::validate::{share_tag, validate};
+use capsa_core::vsock::VsockConfig;
 
 use tracing::warn;
 
@@ -60,6 +61,11 @@ pub(crate) fn resolve(
             Err(refusals) => refusals.into_iter().for_each(&mut found),
         }
     }
+    let vsock = options.vsock.map(absolute_socket).transpose();
+    let vsock = vsock.unwrap_or_else(|problem| {
+        found(problem);
+        None
+    });
     // Firmware boots a kernel line of its own, and so does a caller who overrides it.
     let told_to_mount = matches!(boot, BootRequest::Linux(_)) && !options.cmdline.is_overridden();
     let boot = match boot {
@@ -123,6 +129,7 @@ pub(crate) fn resolve(
                 resources: options.resources,
                 shares,
                 network: options.network,
+                vsock,
             };
             Ok((spec, candidate.backend))
         }
@@ -193,6 +200,18 @@ fn command_line(
         line = line.arg(CmdlineArg::kv("systemd.mount-extra", unit));
     }
     line.merge(user)
+}
+
+/// What is at the path, and whether a socket can be made there, is seen at the start.
+fn absolute_socket(config: VsockConfig) -> Result<VsockConfig, ConfigProblem> {
+    let Some(path) = &config.socket else {
+        return Ok(config);
+    };
+    let path = std::path::absolute(path).map_err(|error| {
+        let message = format!("{}: {error}", path.display());
+        ConfigProblem::value("vsock", message)
+    })?;
+    Ok(config.with_socket(path))
 }
 
 /// How a share reaches the guest.

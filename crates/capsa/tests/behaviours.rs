@@ -19,9 +19,10 @@ capsa_testing::behaviours!(
     vm_qemu_kvm,
     capsa::BackendChoice::Qemu,
     shares,
+    uefi_elsewhere,
     monitor_process
 );
-capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm, machine, sequences);
+capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm, vsock, machine, sequences);
 
 mod vm_kvm_is_there {
     use capsa::Accelerator;

@@ -1,6 +1,10 @@
 //! Capsa's own monitor behind the backend traits.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread;
 
 use async_trait::async_trait;
@@ -14,6 +18,8 @@ use capsa_core::disk::ImageFormat;
 use capsa_core::error::{BackendRefusal, Error, HypervisorFailure, Result, StartFailure};
 use capsa_core::resources::Isolation;
 use capsa_core::spec::VmSpec;
+use capsa_core::vsock::{VsockAccept, VsockPorts};
+use capsa_virtio::devices::vsock::{VsockHandle, VsockListener};
 use futures_channel::oneshot;
 
 use crate::monitor::boot::{OWN_FUNCTIONS, boot};
@@ -80,6 +86,7 @@ impl HypervisorBackend for KvmBackend {
         let mut capabilities = BackendCapabilities::minimal(info.isolation);
         capabilities.image_formats = vec![ImageFormat::Raw, ImageFormat::Qcow2];
         capabilities.virtio_fs = true;
+        capabilities.vsock = true;
         capabilities.pause = true;
         capabilities.max_cpus = MAX_CPUS;
         capabilities.max_memory_mb = host_memory_mb();
@@ -117,7 +124,7 @@ impl HypervisorBackend for KvmBackend {
                     &cancelled,
                 );
                 let machine = match booted {
-                    Ok((machine, console)) => match started.send(Ok(console)) {
+                    Ok((machine, ends)) => match started.send(Ok(ends)) {
                         Ok(()) => machine,
                         // Nobody waits any more.
                         Err(_) => return,
@@ -138,16 +145,18 @@ impl HypervisorBackend for KvmBackend {
         let mut machine = KvmMachine {
             mailbox,
             console: None,
+            vsock: None,
             ended,
             end: None,
         };
         match running.await {
-            Ok(Ok(console)) => {
-                machine.console = Some(console);
+            Ok(Ok(ends)) => {
+                machine.console = Some(ends.console);
+                machine.vsock = ends.vsock.map(|handle| Arc::new(Vsock(handle)));
                 Ok(Box::new(machine))
             }
             Ok(Err(cause)) => Err(failed(cause)),
-            Err(oneshot::Canceled) => Err(host("run the machine's thread")(std::io::Error::other(
+            Err(oneshot::Canceled) => Err(host("run the machine's thread")(io::Error::other(
                 "it panicked while it started the machine",
             ))),
         }
@@ -172,6 +181,7 @@ fn host_memory_mb() -> u32 {
 struct KvmMachine {
     mailbox: Mailbox,
     console: Option<ConsolePipes>,
+    vsock: Option<Arc<Vsock>>,
     ended: oneshot::Receiver<GuestEnd>,
     /// Its end, once `kill` has waited for it.
     end: Option<GuestEnd>,
@@ -195,7 +205,7 @@ impl KvmMachine {
 
     async fn end(&mut self) -> GuestEnd {
         (&mut self.ended).await.unwrap_or_else(|_| {
-            let source = std::io::Error::other("its thread panicked");
+            let source = io::Error::other("its thread panicked");
             let action = "run the machine";
             GuestEnd::Crashed(failure(HypervisorFailure::Host { action, source }))
         })
@@ -212,6 +222,10 @@ impl Drop for KvmMachine {
 impl BackendVmHandle for KvmMachine {
     fn take_console(&mut self) -> Option<ConsolePipes> {
         self.console.take()
+    }
+
+    fn vsock(&self) -> Option<Arc<dyn VsockPorts>> {
+        self.vsock.clone().map(|ports| ports as _)
     }
 
     async fn wait(&mut self) -> GuestEnd {
@@ -239,5 +253,26 @@ impl BackendVmHandle for KvmMachine {
             self.mailbox.send(Message::Kill);
             self.end = Some(self.end().await);
         }
+    }
+}
+
+/// The device's ports behind the backends' trait.
+struct Vsock(VsockHandle);
+
+impl VsockPorts for Vsock {
+    fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        self.0.connect(port)
+    }
+
+    fn listen(&self, port: u32) -> io::Result<Box<dyn VsockAccept>> {
+        Ok(Box::new(Listener(self.0.listen(port)?)))
+    }
+}
+
+struct Listener(VsockListener);
+
+impl VsockAccept for Listener {
+    fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(UnixStream, u32)>> {
+        self.0.poll_accept(context)
     }
 }

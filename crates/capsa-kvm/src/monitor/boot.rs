@@ -13,11 +13,13 @@ use capsa_core::disk::ResolvedDisk;
 use capsa_core::error::StartFailure;
 use capsa_core::share::ShareKind;
 use capsa_core::spec::{BootSpec, VmSpec};
+use capsa_core::vsock::VsockConfig;
 use capsa_virtio::devices::balloon::Balloon;
 use capsa_virtio::devices::block::{Block, Image, ImageError};
 use capsa_virtio::devices::console::Console;
 use capsa_virtio::devices::fs::Fs;
 use capsa_virtio::devices::rng::Rng;
+use capsa_virtio::devices::vsock::{Vsock, VsockHandle};
 use capsa_virtio::pci::VirtioPciFunction;
 use capsa_virtio::{Memory, VirtioDevice, Wake};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
@@ -36,8 +38,13 @@ use crate::monitor::pci::{self, PciBus};
 use crate::monitor::serial::SerialPort;
 use crate::monitor::vcpu::{VcpuContext, VcpuThread};
 
-/// The PCI functions of a machine besides its disks and shares, at most: entropy source, balloon, console.
-pub(crate) const OWN_FUNCTIONS: usize = 3;
+/// The PCI functions of a machine besides its disks and shares, at most: entropy source, balloon,
+/// console, vsock.
+pub(crate) const OWN_FUNCTIONS: usize = 4;
+
+/// The guest's vsock address: the first that is nobody else's. No other guest is reached through
+/// its device, so it need not be the only one of the host.
+const GUEST_CID: u32 = 3;
 
 /// Bytes of the pipe for the guest's output: `/proc/sys/fs/pipe-max-size` of a stock Linux.
 const CONSOLE_PIPE: usize = 1 << 20;
@@ -51,6 +58,12 @@ fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartFail
     }
 }
 
+/// The host's ends of a machine's devices.
+pub(crate) struct HostEnds {
+    pub(crate) console: ConsolePipes,
+    pub(crate) vsock: Option<VsockHandle>,
+}
+
 /// Makes the machine of `spec`. Its vCPUs wait at the gate.
 ///
 /// Blocks for as long as the files take to be read; `cancelled` is asked in between.
@@ -61,7 +74,7 @@ pub(crate) fn boot(
     messages: Receiver<Message>,
     bell: Wake,
     cancelled: &dyn Fn() -> bool,
-) -> Result<(Machine, ConsolePipes)> {
+) -> Result<(Machine, HostEnds)> {
     let boot = Boot::new(&spec.boot)?;
     let vcpu_count = u8::try_from(spec.resources.cpus).unwrap_or(u8::MAX);
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
@@ -119,6 +132,12 @@ pub(crate) fn boot(
     if let Some(console) = virtio_console {
         slots.plug("capsa-console", console)?;
     }
+    let mut vsock = None;
+    if let Some(config) = &spec.vsock {
+        let device = open_vsock(config)?;
+        vsock = Some(device.handle());
+        slots.plug("capsa-vsock", device)?;
+    }
     let functions = slots.functions;
 
     go_on()?;
@@ -152,7 +171,7 @@ pub(crate) fn boot(
             .vcpus
             .push(thread.map_err(host("start a vCPU's thread"))?);
     }
-    Ok((machine, console))
+    Ok((machine, HostEnds { console, vsock }))
 }
 
 /// The console: the host's ends, and the machine's ends of its output and its input, which never
@@ -177,6 +196,17 @@ fn open_disk(index: usize, disk: &ResolvedDisk) -> Result<Block> {
         },
     })?;
     Block::new(image, &format!("capsa{index}")).map_err(host("make a block device"))
+}
+
+fn open_vsock(config: &VsockConfig) -> Result<Vsock> {
+    let path = config.socket.as_deref();
+    Vsock::new(GUEST_CID, path).map_err(|source| match path {
+        Some(path) => StartFailure::File {
+            path: path.to_owned(),
+            source: source.into(),
+        },
+        None => host("make the vsock device")(source),
+    })
 }
 
 /// What is booted.

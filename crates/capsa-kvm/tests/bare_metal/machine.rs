@@ -74,5 +74,6 @@ pub(crate) fn spec(kernel: std::path::PathBuf, cpus: u32, disks: &[ResolvedDisk]
         resources,
         shares: Vec::new(),
         network: NetworkMode::None,
+        vsock: None,
     }
 }

@@ -1,5 +1,6 @@
 //! Booting, and that the guest is the machine that was asked for.
 
+use capsa::kit::Kit;
 use capsa::{BackendChoice, Capsa, DiskImage, LinuxBoot, LinuxDirectBootConfig, VmStatus};
 
 use crate::guest::{Guest, LIMIT, kit_vm};
@@ -98,7 +99,23 @@ pub async fn takes_as_many_devices_as_it_claims(backend: BackendChoice) {
 
 /// A kernel, an initrd and a root disk give a login prompt; `login` and `run_command` work.
 pub async fn a_root_disk_boots_to_a_login(backend: BackendChoice) {
-    let kit = images::kit();
+    log_in_to_a_root_disk(backend, images::kit()).await;
+}
+
+/// A kernel in which nearly everything is a module boots too, from its initramfs alone and with a
+/// root disk.
+pub async fn a_cloud_kernel_boots(backend: BackendChoice) {
+    let kit = images::cloud_kit();
+    let boot = LinuxBoot::new(&kit.kernel).initrd(&kit.initramfs);
+    let builder = Capsa::with_backend(backend).vm(boot).memory_mb(256);
+    let mut guest = Guest::boot(builder.console_enabled()).await;
+    let release = guest.ok("uname -r").await;
+    assert!(release.contains("cloud"), "{release}");
+    guest.vm.kill().await.expect("kill");
+    log_in_to_a_root_disk(backend, kit).await;
+}
+
+async fn log_in_to_a_root_disk(backend: BackendChoice, kit: Kit) {
     let disk = images::fresh_copy(&images::rootfs_qcow2());
     let config = LinuxDirectBootConfig {
         kernel: kit.kernel,

@@ -2,7 +2,8 @@
 
 use capsa::{BackendChoice, BackendKind, BackendStatus, BootMethod};
 
-/// The parts that a backend's tests name are those that it claims, no more and no fewer.
+/// The parts that a backend's tests name are those that it claims, no more and no fewer. A part that
+/// this place cannot run is named too, as the one that runs elsewhere.
 pub fn are_complete(choice: BackendChoice, named: &[&str]) {
     let kind = choice.kind().expect("a backend, not Auto");
     let status = capsa::backends()
@@ -10,8 +11,10 @@ pub fn are_complete(choice: BackendChoice, named: &[&str]) {
         .find(|status| status.backend == kind)
         .expect("this build has the backend");
     let claimed = claimed_parts(&status);
-    for part in ["shares", "uefi", "monitor_process"] {
-        let (named, claimed) = (named.contains(&part), claimed.contains(&part));
+    for part in ["shares", "uefi", "vsock", "monitor_process"] {
+        let elsewhere = format!("{part}_elsewhere");
+        let named = named.iter().any(|name| *name == part || *name == elsewhere);
+        let claimed = claimed.contains(&part);
         assert_eq!(named, claimed, "{kind}: {part}: tested, claimed");
     }
 }
@@ -24,6 +27,9 @@ fn claimed_parts(status: &BackendStatus) -> Vec<&'static str> {
     }
     if claims.boot_methods.contains(&BootMethod::Uefi) {
         parts.push("uefi");
+    }
+    if claims.vsock {
+        parts.push("vsock");
     }
     // Capsa's own monitor runs in the program's own threads.
     if status.backend != BackendKind::Kvm {

@@ -18,6 +18,7 @@ pub mod locks;
 pub mod refusals;
 pub mod shares;
 pub mod uefi;
+pub mod vsock;
 
 /// Makes a test of every behaviour for one backend, and of those of the parts that it names.
 #[macro_export]
@@ -92,12 +93,21 @@ macro_rules! behaviours {
         $crate::behaviours! { @tests $choice,
             boot::memory_of_every_size_is_whole,
             boot::vcpus_are_cores_of_one_socket,
+            boot::a_cloud_kernel_boots,
         }
     };
     // Too slow for a backend that emulates: 20 VMs, one after the other.
     (@sequences $choice:expr) => {
         $crate::behaviours! { @tests $choice, end::random_sequences_end_as_they_should }
     };
+    (@vsock $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
+            vsock::streams_pass_both_ways,
+            vsock::a_vm_without_vsock_says_so,
+        }
+    };
+    // Claimed, and run elsewhere.
+    (@uefi_elsewhere $choice:expr) => {};
     // Backends whose monitor is a process of its own.
     (@monitor_process $choice:expr) => {
         $crate::behaviours! { @tests $choice, end::a_monitor_that_dies_is_a_crash }

@@ -8,6 +8,7 @@
 
 mod archive;
 mod cache;
+mod cloud;
 mod host;
 mod level1;
 mod rootfs;
@@ -19,7 +20,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use capsa::kit::{self, Kit, KitOptions};
+use capsa::kit::{self, Kit, KitOptions, KitSource};
 
 pub use level1::Level1;
 
@@ -38,10 +39,20 @@ pub const PACKAGES: [&str; 7] = [
 /// kit's shell.
 pub const UEFI_PROMPT: &str = kit::PROMPT;
 
+/// What guests' programs are built for: also on a host of the same kind, as programs that run while
+/// cargo builds cannot all be linked statically.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// The guest kit of this source tree. The user's own is neither used nor touched.
 #[must_use]
 pub fn kit() -> Kit {
     made(make_kit(), "the guest kit")
+}
+
+/// The same with the kernel that Debian builds for clouds, in which nearly everything is a module.
+#[must_use]
+pub fn cloud_kit() -> Kit {
+    made(cloud::kit(), "the guest kit with a cloud kernel")
 }
 
 /// A root disk, raw: ext4, busybox as init, `login:` on ttyS0 (root, no password, prompt `# `),
@@ -84,11 +95,27 @@ pub fn initramfs_with(name: &str, program: &[u8]) -> Vec<u8> {
     made(initramfs, "an initramfs")
 }
 
-/// Makes everything for tests on this machine itself. For the start of a test run: the tests need no network after it.
+/// A program of `capsa-testing-guest`, which `cargo xtask` has built for guests.
+#[must_use]
+pub fn guest_program(name: &str) -> Vec<u8> {
+    let read = || {
+        let folder = cache::folder()?;
+        let target = folder.parent().context("the build folder")?;
+        let path = target.join(GUEST_TARGET).join("debug").join(name);
+        std::fs::read(&path).with_context(|| {
+            let path = path.display();
+            format!("{path} is not there: `cargo xtask test` builds it")
+        })
+    };
+    made(read(), "a program for a guest")
+}
+
+/// Makes everything for the tests. For the start of a test run: they need no network after it.
 pub fn prepare_all() {
     let _ = kit();
     let _ = rootfs_qcow2();
     let _ = uefi_disk();
+    let _ = cloud_kit();
 }
 
 /// A copy of an image that one test may write to. It is removed when the value is dropped.
@@ -133,6 +160,15 @@ fn make_kit() -> Result<Kit> {
 
 /// A kit of this source tree with more modules, in a folder of the cache.
 fn make_kit_with(name: &str, modules: &[&str]) -> Result<Kit> {
+    make_kit_from(name, modules, |made| made(KitSource::default()))
+}
+
+/// A kit from a source that `provide` fetches and hands on, if it has to be made.
+fn make_kit_from(
+    name: &str,
+    modules: &[&str],
+    provide: impl FnOnce(&dyn Fn(KitSource) -> Result<Kit>) -> Result<Kit>,
+) -> Result<Kit> {
     let folder = cache::folder()?.join(name);
     let has = |kit: &Kit, name: &&str| {
         let mut known = kit.manifest.modules.iter().chain(&kit.manifest.builtin);
@@ -149,12 +185,15 @@ fn make_kit_with(name: &str, modules: &[&str]) -> Result<Kit> {
     if let Some(kit) = ready() {
         return Ok(kit);
     }
-    let options = KitOptions {
-        folder: Some(folder),
-        modules: modules.iter().map(|name| (*name).to_owned()).collect(),
-        ..KitOptions::default()
-    };
-    Ok(kit::make(&options, &mut |_| {})?)
+    provide(&|source| {
+        let options = KitOptions {
+            source,
+            folder: Some(folder.clone()),
+            modules: modules.iter().map(|name| (*name).to_owned()).collect(),
+            ..KitOptions::default()
+        };
+        Ok(kit::make(&options, &mut |_| {})?)
+    })
 }
 
 #[track_caller]

@@ -12,7 +12,7 @@
 //! the token that ends everything. Its only lock is the one inside `state`, held for a transition
 //! and never while something is called.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use capsa_core::backend::{BackendInfo, GuestEnd, HypervisorBackend};
@@ -21,6 +21,7 @@ use capsa_core::resources::{ConsoleMode, GuestOs, ResourceConfig};
 use capsa_core::share::Share;
 use capsa_core::spec::{VmId, VmSpec};
 use capsa_core::status::{ExitReason, VmStatus};
+use capsa_core::vsock::VsockPorts;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,7 @@ use crate::console::{
     CONSOLE_CAPACITY, ConsoleBuffer, ConsoleInput, DIAGNOSTIC_CAPACITY, VmConsole, console_input,
 };
 use crate::driver;
+use crate::vsock::{self, VsockListener, VsockStream};
 
 mod file_servers;
 mod lifecycle;
@@ -46,6 +48,14 @@ const GRACE: Duration = Duration::from_secs(10);
 /// is stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
 
+/// The vsock ports of a VM.
+enum Vsock {
+    /// It was built without.
+    None,
+    /// Set when its machine runs.
+    Of(OnceLock<Arc<dyn VsockPorts>>),
+}
+
 /// What handles and the VM's task both see.
 pub(crate) struct VmShared {
     id: VmId,
@@ -59,6 +69,8 @@ pub(crate) struct VmShared {
     output: Arc<ConsoleBuffer>,
     /// What the caller types; the other end is the task's.
     input: ConsoleInput,
+    /// The machine's vsock ports, once it runs.
+    vsock: Vsock,
     /// Cancelled when the machine is to be gone.
     kill: CancellationToken,
 }
@@ -152,6 +164,10 @@ impl VmHandle {
             shares: spec.shares.clone(),
             console_mode,
             timeout,
+            vsock: match spec.vsock {
+                Some(_) => Vsock::Of(OnceLock::new()),
+                None => Vsock::None,
+            },
             output: ConsoleBuffer::new(capacity),
             input,
             state,
@@ -393,6 +409,35 @@ impl VmHandle {
         }
     }
 
+    /// Connects to a vsock port of the guest: a program there that listens on `AF_VSOCK`.
+    ///
+    /// A guest that does not answer is given up after 2 s.
+    ///
+    /// # Cancel safety
+    ///
+    /// A connection that is made after the future was dropped is closed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnsupportedFeature`] when the VM was built without
+    /// [`vsock`](crate::VmBuilder::vsock), [`Error::NotRunning`] before the start and after the end.
+    /// [`Error::Io`] with [`NotConnected`](std::io::ErrorKind::NotConnected) while the guest has no
+    /// driver for its sockets, with [`ConnectionRefused`](std::io::ErrorKind::ConnectionRefused)
+    /// when nobody accepts: try again if the guest may still be booting.
+    pub async fn vsock(&self, port: u32) -> Result<VsockStream> {
+        vsock::connect(self.vsock_ports("connect to the guest")?, port).await
+    }
+
+    /// Takes the guest's connections to a vsock port of the host (CID 2) from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`vsock`](Self::vsock); [`Error::Io`] with [`AddrInUse`](std::io::ErrorKind::AddrInUse)
+    /// when another listener has the port.
+    pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
+        vsock::listen(&*self.vsock_ports("listen to the guest")?, port)
+    }
+
     /// The last lines that the guest wrote to its console, with control characters escaped, for
     /// messages to people. Kept in every console mode.
     #[must_use]
@@ -458,6 +503,20 @@ impl VmHandle {
                 self.ended().await;
                 Err(self.not_running(operation))
             }
+        }
+    }
+
+    pub(crate) fn vsock_ports(&self, operation: &'static str) -> Result<Arc<dyn VsockPorts>> {
+        let Vsock::Of(ports) = &self.vm().vsock else {
+            return Err(Error::UnsupportedFeature {
+                feature: "vsock".into(),
+                message: "the VM was built without".into(),
+                hint: Some("build the VM with `vsock(VsockConfig::new())`".into()),
+            });
+        };
+        match (self.status().is_ended(), ports.get()) {
+            (false, Some(ports)) => Ok(Arc::clone(ports)),
+            _ => Err(self.not_running(operation)),
         }
     }
 

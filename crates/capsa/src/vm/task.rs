@@ -27,7 +27,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::file_servers::FileServers;
 use super::lifecycle::{EndRequest, Lifecycle};
-use super::{RetryPolicy, VmShared};
+use super::{RetryPolicy, VmShared, Vsock};
 use crate::console::{InputQueue, pump};
 use crate::inspect;
 use crate::stdio::StdioBridge;
@@ -176,6 +176,10 @@ impl VmTask {
                 return (GuestEnd::Crashed(error), None);
             }
         };
+        if let (Vsock::Of(ports), Some(of_machine)) = (&self.vm.vsock, machine.vsock()) {
+            // A machine runs once: nothing was set before.
+            let _ = ports.set(of_machine);
+        }
         self.vm.state.send_modify(Lifecycle::running);
         debug!(target: "capsa::vm", "running");
 

@@ -6,8 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::Guest;
-use crate::monitor::{Contestant, Disk, Image, Monitor, Task};
-use crate::report::{Table, Tables};
+use crate::monitor::{Contestant, Disk, Task};
 use crate::vm::Vm;
 
 const DISK_MIB: u32 = 64;
@@ -21,43 +20,26 @@ const WORK: [(&str, f64); 4] = [
     ("random-write", 8.0),
 ];
 
-/// Has each monitor's guest work on a fresh disk of each format, `rounds` times.
-pub(crate) async fn measure(
-    monitors: [&Monitor; 2],
-    guest: &Guest,
-    rounds: usize,
-) -> Result<Tables> {
-    let mut all = Vec::new();
-    for format in ["raw", "qcow2"] {
-        let names = || monitors.iter().map(ToString::to_string);
-        let mut tables =
-            WORK.map(|(work, _)| Table::new(format!("{format} {work}, MiB/s"), names()));
-        for round in 0..rounds {
-            for turn in 0..monitors.len() {
-                let index = (round + turn) % monitors.len();
-                let rates = work(monitors[index], guest, format).await?;
-                for (table, rate) in tables.iter_mut().zip(rates) {
-                    table.rows[index].values.push(rate);
-                }
-            }
-        }
-        all.extend(tables);
-    }
-    Ok(Tables(all))
+/// The formats of disks.
+pub(crate) const FORMATS: [&str; 2] = ["raw", "qcow2"];
+
+/// What [`work`] measures.
+pub(crate) fn titles(format: &str) -> [String; WORK.len()] {
+    WORK.map(|(work, _)| format!("{format} {work}, MiB/s"))
 }
 
-/// Returns the rates in the order of [`WORK`].
-async fn work(monitor: &Monitor, guest: &Guest, format: &'static str) -> Result<[f64; 4]> {
+/// Has a monitor's guest work on a fresh disk.
+pub(crate) async fn work(
+    contestant: &Contestant,
+    guest: &Guest,
+    format: &'static str,
+) -> Result<[f64; 4]> {
     let disk = Disk {
         path: guest.file("disk"),
         format,
     };
     make(&disk)?;
-    let contestant = Contestant {
-        monitor: monitor.clone(),
-        image: Image::Elf,
-    };
-    let mut vm = Vm::start(&contestant, guest, Task::Block, Some(&disk))?;
+    let mut vm = Vm::start(contestant, guest, Task::Block, Some(&disk))?;
     let mut rates = [0.0; WORK.len()];
     for (rate, (work, mib)) in rates.iter_mut().zip(WORK) {
         let begin = vm.wait_for(&format!("begin {work}")).await?;
@@ -65,7 +47,7 @@ async fn work(monitor: &Monitor, guest: &Guest, format: &'static str) -> Result<
         *rate = mib / (end - begin).as_secs_f64();
     }
     vm.end().await?;
-    eprintln!("{monitor}, {format}: {rates:.0?} MiB/s");
+    eprintln!("{contestant}, {format}: {rates:.0?} MiB/s");
     Ok(rates)
 }
 

@@ -17,13 +17,12 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use serde_json::json;
 
 use guest::Guest;
 use monitor::{Contestant, Image, Monitor};
-use report::Tables;
+use report::{Report, Tables};
 
 mod block;
 mod guest;
@@ -51,7 +50,7 @@ struct Args {
     /// Only this part.
     #[arg(long)]
     only: Option<Part>,
-    /// Where every measurement is written to.
+    /// Where every measurement is written to. What is there already is not measured again.
     #[arg(long, value_name = "FILE")]
     json: PathBuf,
 }
@@ -70,36 +69,62 @@ enum Part {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let guest = Guest::new(&args.init)?;
+    let guest = &Guest::new(&args.init)?;
     let with = |image| move |monitor| Contestant { monitor, image };
     let capsa = Monitor::Capsa(args.capsa);
     let elf = [capsa.clone(), Monitor::Q35, Monitor::Microvm];
     let elf = elf.into_iter().chain(args.peers).map(with(Image::Elf));
     let elf: Vec<_> = elf.collect();
-    let bz_image = [capsa.clone(), Monitor::Q35, Monitor::Microvm].map(with(Image::BzImage));
+    let bz_image = [capsa, Monitor::Q35, Monitor::Microvm].map(with(Image::BzImage));
+    let report = &mut Report::open(args.json)?;
+    let wanted = |part| args.only.is_none_or(|only| only == part);
 
-    let mut report = json!({ "pairs": args.pairs });
-    for part in [Part::Start, Part::Rest, Part::Block] {
-        if args.only.is_some_and(|only| only != part) {
-            continue;
+    if wanted(Part::Start) {
+        let all = [&elf[..], &bz_image].concat();
+        // Nothing counts yet: what each reads is in the page cache then.
+        for contestant in &all {
+            start::boot(contestant, guest).await?;
         }
-        let (name, tables) = match part {
-            Part::Start => {
-                let all = [&elf[..], &bz_image].concat();
-                ("start", start::measure(&all, &guest, args.pairs).await?)
-            }
-            Part::Rest => ("rest", rest::measure(&elf, &guest).await?),
-            Part::Block => {
-                let monitors = [&capsa, &Monitor::Q35];
-                ("block", block::measure(monitors, &guest, args.pairs).await?)
-            }
-        };
-        print(&tables)?;
-        report[name] = tables.json();
-        // Whatever becomes of the parts that follow.
-        std::fs::write(&args.json, format!("{report:#}\n"))
-            .with_context(|| format!("cannot write {}", args.json.display()))?;
+        let boot = |contestant| start::boot(contestant, guest);
+        measure(report, "start", start::TITLES, &all, args.pairs, boot).await?;
     }
+    if wanted(Part::Rest) {
+        let rest = |contestant| rest::rest(contestant, guest);
+        measure(report, "rest", rest::TITLES, &elf, rest::ROUNDS, rest).await?;
+    }
+    if wanted(Part::Block) {
+        for format in block::FORMATS {
+            let work = |contestant| block::work(contestant, guest, format);
+            let (part, titles) = (format!("block, {format}"), block::titles(format));
+            measure(report, &part, titles, &elf[..2], args.pairs, work).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Measures what is missing of a part, round by round, and prints its tables.
+async fn measure<'a, const TABLES: usize, T: Into<String>>(
+    report: &mut Report,
+    part: &str,
+    titles: [T; TABLES],
+    contestants: &'a [Contestant],
+    rounds: usize,
+    one: impl AsyncFn(&'a Contestant) -> Result<[f64; TABLES]>,
+) -> Result<()> {
+    let names: Vec<_> = contestants.iter().map(Contestant::to_string).collect();
+    let mut tables = Tables::new(titles, &names);
+    report.restore(part, &mut tables)?;
+    for round in tables.rounds()..rounds {
+        let mut values = vec![[0.0; TABLES]; contestants.len()];
+        // Each comes first once.
+        for turn in 0..contestants.len() {
+            let index = (round + turn) % contestants.len();
+            values[index] = one(&contestants[index]).await?;
+        }
+        tables.add(&values);
+        report.keep(part, &tables)?;
+    }
+    print(&tables)?;
     Ok(())
 }
 

@@ -8,11 +8,10 @@ use capsa_testing::processes;
 
 use crate::guest::{Guest, MEMORY_MB};
 use crate::monitor::{Contestant, Task};
-use crate::report::{Table, Tables};
 use crate::vm::Vm;
 
 /// How often each is looked at.
-const ROUNDS: usize = 3;
+pub(crate) const ROUNDS: usize = 3;
 
 /// What a kernel still does after it has started its first process takes some time.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -23,30 +22,17 @@ const COUNTED: Duration = Duration::from_secs(10);
 /// Where KVM counts what its VMs do (Linux, virt/kvm/kvm_main.c), for root only.
 const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
 
-/// Lets the guest of each contestant rest.
-pub(crate) async fn measure(contestants: &[Contestant], guest: &Guest) -> Result<Tables> {
-    let names = || contestants.iter().map(Contestant::to_string);
-    let mut tables = [
-        "RSS beyond the guest's, KiB",
-        "PSS beyond the guest's, KiB",
-        "anonymous memory beyond it, KiB",
-        "idle: exits per second",
-        "idle: wake-ups per second",
-    ]
-    .map(|title| Table::new(title, names()));
-    for _ in 0..ROUNDS {
-        for (index, contestant) in contestants.iter().enumerate() {
-            let values = rest(contestant, guest).await?;
-            for (table, value) in tables.iter_mut().zip(values) {
-                table.rows[index].values.push(value);
-            }
-        }
-    }
-    Ok(Tables(tables.into()))
-}
+/// What [`rest`] measures.
+pub(crate) const TITLES: [&str; 5] = [
+    "RSS beyond the guest's, KiB",
+    "PSS beyond the guest's, KiB",
+    "anonymous memory beyond it, KiB",
+    "idle: exits per second",
+    "idle: wake-ups per second",
+];
 
-/// Returns the values in the order of the tables.
-async fn rest(contestant: &Contestant, guest: &Guest) -> Result<[f64; 5]> {
+/// Lets the guest of a contestant rest.
+pub(crate) async fn rest(contestant: &Contestant, guest: &Guest) -> Result<[f64; 5]> {
     let mut vm = Vm::start(contestant, guest, Task::Idle, None)?;
     vm.wait_for("ready").await?;
     let pid = vm.pid()?;

@@ -1,10 +1,11 @@
 //! The host's side without a path: for the program that runs the machine, and nobody else.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use crate::wake::Wake;
 
@@ -57,23 +58,15 @@ impl VsockHandle {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when another listener has the port. Else the process has no descriptor left.
+    /// `AddrInUse` when another listener has the port.
     pub fn listen(&self, port: u32) -> io::Result<VsockListener> {
-        let arrival = Wake::new()?;
-        let mut state = self.shared.lock();
-        if state.listeners.contains_key(&port) {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        let backlog = Backlog {
-            arrival: arrival.clone(),
-            waiting: VecDeque::new(),
+        match self.shared.lock().listeners.entry(port) {
+            Entry::Occupied(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Entry::Vacant(vacant) => vacant.insert(Backlog::default()),
         };
-        state.listeners.insert(port, backlog);
-        drop(state);
         Ok(VsockListener {
             shared: Arc::clone(&self.shared),
             port,
-            arrival,
         })
     }
 
@@ -91,49 +84,57 @@ impl VsockHandle {
 }
 
 /// Takes the guest's connections to one port of the host. Dropping it refuses further ones.
-///
-/// As a descriptor it is readable while a connection waits, for `poll` or an async runtime; it is
-/// to be used for nothing else.
 #[derive(Debug)]
 pub struct VsockListener {
     shared: Arc<Shared>,
     port: u32,
-    arrival: Wake,
 }
 
 impl VsockListener {
-    /// The next connection, and the guest's port that it comes from. Never blocks. The stream is in
-    /// blocking mode.
+    /// The next connection, and the guest's port that it comes from. Never blocks: the waker of the
+    /// last call is woken when there is one. The stream is in blocking mode.
     ///
     /// Up to 128 connections wait here; the guest's further ones are refused until there is room.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is none.
-    pub fn accept(&self) -> io::Result<(UnixStream, u32)> {
+    /// `NotConnected` when the device is gone.
+    pub fn poll_accept(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<(UnixStream, u32)>> {
         let mut state = self.shared.lock();
-        let backlog = state.listeners.get_mut(&self.port);
-        let waiting = backlog.map(|backlog| &mut backlog.waiting);
-        let next = waiting.and_then(|waiting| {
-            let next = waiting.pop_front();
-            if waiting.is_empty() {
-                self.arrival.clear();
+        let ended = state.ended;
+        // It is there until this listener is dropped.
+        let Some(backlog) = state.listeners.get_mut(&self.port) else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        match backlog.waiting.pop_front() {
+            Some(next) => Poll::Ready(Ok(next)),
+            None if ended => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            None => {
+                backlog.waker = Some(context.waker().clone());
+                Poll::Pending
             }
-            next
-        });
-        next.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    /// The next connection, if one waits.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is none; as [`poll_accept`](Self::poll_accept).
+    pub fn accept(&mut self) -> io::Result<(UnixStream, u32)> {
+        match self.poll_accept(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(accepted) => accepted,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// The host's port.
     #[must_use]
     pub fn port(&self) -> u32 {
         self.port
-    }
-}
-
-impl AsFd for VsockListener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.arrival.as_fd()
     }
 }
 
@@ -159,12 +160,15 @@ struct State {
     requests: VecDeque<(u32, UnixStream)>,
     listeners: HashMap<u32, Backlog>,
     transport_reset: bool,
+    /// The device is gone.
+    ended: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Backlog {
-    arrival: Wake,
     waiting: VecDeque<(UnixStream, u32)>,
+    /// Of who waits for the next one.
+    waker: Option<Waker>,
 }
 
 /// What handles asked for.
@@ -196,6 +200,16 @@ impl Shared {
         state.requests.clear();
     }
 
+    /// The device is gone: nothing will ever arrive.
+    pub(super) fn end(&self) {
+        self.set_driver(false);
+        let mut state = self.lock();
+        state.ended = true;
+        for backlog in state.listeners.values_mut() {
+            backlog.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
     pub(super) fn take_wishes(&self) -> Wishes {
         let mut state = self.lock();
         Wishes {
@@ -214,7 +228,8 @@ impl Shared {
         }
         Some(UnixStream::pair().map(|(ours, theirs)| {
             backlog.waiting.push_back((theirs, guest_port));
-            backlog.arrival.raise();
+            // Waking only schedules.
+            backlog.waker.take().into_iter().for_each(Waker::wake);
             ours
         }))
     }

@@ -59,6 +59,12 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.shared.end();
+    }
+}
+
 /// A listening socket with a name in the file system, which goes with it.
 #[derive(Debug)]
 struct BoundPath {

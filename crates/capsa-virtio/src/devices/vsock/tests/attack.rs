@@ -184,7 +184,7 @@ fn chains_that_are_no_packets_stop_the_device() {
 #[test]
 fn the_number_of_connections_is_bounded() {
     let device = device();
-    let listener = device.handle().listen(80).unwrap();
+    let mut listener = device.handle().listen(80).unwrap();
     let mut guest = Guest::new(device);
     let mut programs = Vec::new();
     let mut responses = 0;
@@ -243,7 +243,7 @@ fn a_guest_without_receive_buffers_is_not_heard_for_long() {
 #[test]
 fn storms_do_not_pile_up() {
     let mut guest = Guest::without_buffers(device());
-    let listener = guest.bench.device.handle().listen(80).unwrap();
+    let mut listener = guest.bench.device.handle().listen(80).unwrap();
     guest.send(&header(Op::Request, 7, 80), &[]);
     let (program, _) = listener.accept().unwrap();
     for _ in 0..2000 {
@@ -277,7 +277,7 @@ fn storms_do_not_pile_up() {
 #[test]
 fn ports_that_are_used_again_at_once_are_told_apart() {
     let device = device();
-    let listener = device.handle().listen(80).unwrap();
+    let mut listener = device.handle().listen(80).unwrap();
     let mut guest = Guest::without_buffers(device);
     let end = Header {
         flags: ENDED,
@@ -302,7 +302,7 @@ fn ports_that_are_used_again_at_once_are_told_apart() {
 #[test]
 fn a_connection_without_room_in_the_guest_is_not_waited_for() {
     let device = device();
-    let listener = device.handle().listen(80).unwrap();
+    let mut listener = device.handle().listen(80).unwrap();
     let mut guest = Guest::new(device);
     let none = Header {
         buf_alloc: 0,

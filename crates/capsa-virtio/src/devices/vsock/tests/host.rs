@@ -1,11 +1,11 @@
 //! The host's side: paths, handles, listeners.
 
 use std::io::{ErrorKind, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::devices::vsock::guest::data_header;
@@ -30,9 +30,14 @@ impl AtPath {
     }
 }
 
-fn is_readable(descriptor: impl AsFd) -> bool {
-    let mut descriptors = [PollFd::new(&descriptor, PollFlags::IN)];
-    poll(&mut descriptors, Some(&Timespec::default())).unwrap() == 1
+/// Counts how often somebody is woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl std::task::Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -108,19 +113,22 @@ fn a_program_with_a_full_backlog_is_not_waited_for() {
 fn a_listener_takes_the_guests_connections() {
     let device = device();
     let handle = device.handle();
-    let listener = handle.listen(80).unwrap();
+    let mut listener = handle.listen(80).unwrap();
     assert_eq!(handle.listen(80).unwrap_err().kind(), ErrorKind::AddrInUse);
     let mut guest = Guest::new(device);
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-    assert!(!is_readable(&listener));
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let context = &mut Context::from_waker(&waker);
+    assert!(listener.poll_accept(context).is_pending());
 
     for port in [5000, 5001] {
         guest.send(&header(Op::Request, port, 80), &[]);
         expect(&mut guest, Op::Response);
     }
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "once per wait");
     let mut programs = Vec::new();
     for port in [5000, 5001] {
-        assert!(is_readable(&listener));
         let (mut program, from) = listener.accept().unwrap();
         assert_eq!(from, port);
         program.write_all(&port.to_le_bytes()).unwrap();
@@ -129,8 +137,6 @@ fn a_listener_takes_the_guests_connections() {
         assert_eq!(data, port.to_le_bytes());
         programs.push(program);
     }
-    assert!(!is_readable(&listener));
-
     drop(listener);
     guest.send(&header(Op::Request, 5002, 80), &[]);
     expect_reset(&mut guest, 5002, 80);
@@ -138,9 +144,25 @@ fn a_listener_takes_the_guests_connections() {
 }
 
 #[test]
+fn whoever_waits_hears_of_the_devices_end() {
+    let device = device();
+    let mut listener = device.handle().listen(80).unwrap();
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let context = &mut Context::from_waker(&waker);
+    assert!(listener.poll_accept(context).is_pending());
+    drop(device);
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    let Poll::Ready(Err(ended)) = listener.poll_accept(context) else {
+        panic!("the wait goes on");
+    };
+    assert_eq!(ended.kind(), ErrorKind::NotConnected);
+}
+
+#[test]
 fn a_listener_that_is_not_looked_at_fills_up() {
     let device = device();
-    let listener = device.handle().listen(80).unwrap();
+    let mut listener = device.handle().listen(80).unwrap();
     let mut guest = Guest::new(device);
     for port in 0..200 {
         guest.send(&header(Op::Request, port, 80), &[]);

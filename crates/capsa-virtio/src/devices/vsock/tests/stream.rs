@@ -300,7 +300,7 @@ fn a_reset_of_the_device_ends_everything() {
 fn a_transport_reset_is_told_once() {
     let mut guest = Guest::new(device());
     let (program, _) = connected(&mut guest);
-    let listener = guest.bench.device.handle().listen(9).unwrap();
+    let mut listener = guest.bench.device.handle().listen(9).unwrap();
     guest.bench.write(0x1_f000, &[0xff; 4]);
     let event = |guest: &mut Guest| {
         guest.bench.rings[2].offer(&[(0x1_f000, 4, true)]);
