@@ -287,13 +287,18 @@ impl Order {
             CopyItem::End(_) | CopyItem::Failed(_) => {
                 let may_end = matches!(item, CopyItem::Failed(_)) || *self != Self::Start;
                 let was = std::mem::replace(self, Self::Ended);
-                return (may_end && was != Self::Ended).then_some(()).ok_or(OrderError);
+                return (may_end && was != Self::Ended)
+                    .then_some(())
+                    .ok_or(OrderError);
             }
         };
         let is_first = *self == Self::Start;
-        let is_permissions = next == Self::Permissions;
-        // The root comes first and only once, except that its permissions come later.
-        let fits = *self <= since && (is_permissions && !is_first || path.is_root() == is_first);
+        // The root comes first and only once; its permissions may come later, like any folder's.
+        let has_its_place = match item {
+            CopyItem::DirectoryPermissions { .. } => !is_first,
+            _ => path.is_root() == is_first,
+        };
+        let fits = *self <= since && has_its_place;
         fits.then(|| *self = next).ok_or(OrderError)
     }
 }

@@ -162,7 +162,16 @@ mod tests {
         assert_eq!("0".parse(), id(0, None));
         assert_eq!("1000:100".parse(), id(1000, Some(100)));
         assert_eq!("build".parse(), Ok(User::Name("build".into())));
-        for text in ["", "1000x", "-1", "4294967295", "1:4294967295", "a:b", "1:", "a\nb"] {
+        for text in [
+            "",
+            "1000x",
+            "-1",
+            "4294967295",
+            "1:4294967295",
+            "a:b",
+            "1:",
+            "a\nb",
+        ] {
             let parsed = text.parse::<User>();
             match text {
                 // No number, and Linux has no such name either; but names are the guest's business.

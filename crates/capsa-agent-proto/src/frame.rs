@@ -187,7 +187,9 @@ pub(crate) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, FrameError>
     match postcard::take_from_bytes(bytes) {
         Ok((message, [])) => Ok(message),
         // The next version's fields, perhaps; but then the versions were not negotiated.
-        Ok(_) => Err(FrameError::Malformed(postcard::Error::DeserializeBadEncoding)),
+        Ok(_) => Err(FrameError::Malformed(
+            postcard::Error::DeserializeBadEncoding,
+        )),
         Err(e) => Err(FrameError::Malformed(e)),
     }
 }

@@ -48,7 +48,10 @@ impl Identity {
             }
         };
         if uid == u32::MAX || gid == u32::MAX {
-            return Err(Failure::new(FailureKind::User, "-1 is no user and no group"));
+            return Err(Failure::new(
+                FailureKind::User,
+                "-1 is no user and no group",
+            ));
         }
         let mut groups = vec![Gid::from_raw(gid)];
         if let Some(name) = name {

@@ -33,7 +33,10 @@ impl Cgroups {
 
     /// Removes a group whose program has ended, or later, once all of its processes have.
     pub(crate) fn remove(&self, group: Cgroup) {
-        let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lingering = self
+            .lingering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         lingering.push(group.0);
         lingering.retain(|group| match fs::remove_dir(group) {
             Ok(()) => false,

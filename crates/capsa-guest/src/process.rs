@@ -204,6 +204,14 @@ pub(crate) fn signal_group(leader: Pid, signal: i32) {
     let _ = kill_process_group(leader, signal);
 }
 
+/// Kills a child that has not been waited for, and what it has started: all of it with a control
+/// group, else what is still in its process group.
+pub(crate) fn kill_all(leader: Pid, cgroup: Option<&Cgroup>) {
+    if cgroup.is_none_or(|cgroup| cgroup.kill().is_err()) {
+        signal_group(leader, Signal::KILL.as_raw());
+    }
+}
+
 /// What a child's end means.
 pub(crate) fn exit_status(status: WaitStatus) -> ExitStatus {
     match status.terminating_signal() {

@@ -14,11 +14,24 @@ fn is_path(bytes: impl Into<Vec<u8>>) -> bool {
 #[test]
 fn a_path_never_leads_out_of_the_copy() {
     for bad in [
-        "/", "/etc/passwd", "..", "a/..", "../a", "a/../b", ".", "./a", "a/.", "a//b", "a/", "a\0",
+        "/",
+        "/etc/passwd",
+        "..",
+        "a/..",
+        "../a",
+        "a/../b",
+        ".",
+        "./a",
+        "a/.",
+        "a//b",
+        "a/",
+        "a\0",
     ] {
         assert!(!is_path(bad), "{bad:?}");
     }
-    for good in ["", "a", "a/b", "...", "a/.b", "..a", "-rf", " ", "a\nb", "\\..\\"] {
+    for good in [
+        "", "a", "a/b", "...", "a/.b", "..a", "-rf", " ", "a\nb", "\\..\\",
+    ] {
         assert!(is_path(good), "{good:?}");
     }
     assert!(is_path(vec![0xff, b'/', 0xfe]));

@@ -77,7 +77,10 @@ fn content_that_stops_is_not_content_that_ends() {
     now(write_chunk(&mut bytes, b"abc")).unwrap();
     now(write_chunk(&mut bytes, b"")).unwrap();
     let mut stream = &bytes[..];
-    assert_eq!(now(read_chunk(&mut stream, &mut buffer)).unwrap(), Chunk::Data);
+    assert_eq!(
+        now(read_chunk(&mut stream, &mut buffer)).unwrap(),
+        Chunk::Data
+    );
     assert_eq!(buffer, b"abc");
     let result = now(read_chunk(&mut stream, &mut buffer));
     assert!(matches!(result, Err(FrameError::Truncated)));
@@ -91,7 +94,10 @@ fn content_that_stops_is_not_content_that_ends() {
     let mut bytes = Vec::new();
     now(end_content(&mut bytes, Ok(()))).unwrap();
     let mut stream = &bytes[..];
-    assert_eq!(now(read_chunk(&mut stream, &mut buffer)).unwrap(), Chunk::End);
+    assert_eq!(
+        now(read_chunk(&mut stream, &mut buffer)).unwrap(),
+        Chunk::End
+    );
 }
 
 #[test]

@@ -8,9 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use capsa_agent_proto::copy::{
-    CopyItem, CopySummary, EntryPath, LinkTarget, Order, Permissions,
-};
+use capsa_agent_proto::copy::{CopyItem, CopySummary, EntryPath, LinkTarget, Order, Permissions};
 use capsa_agent_proto::frame::{expect_message, write_message};
 use capsa_agent_proto::{Failure, FailureKind};
 use rustix::fs::OFlags;
@@ -136,7 +134,9 @@ impl Sender<'_> {
             .custom_flags(flags.bits().cast_signed())
             .open(file)
             .map_err(|e| trouble("open", file, &e))?;
-        let metadata = opened.metadata().map_err(|e| trouble("look at", file, &e))?;
+        let metadata = opened
+            .metadata()
+            .map_err(|e| trouble("look at", file, &e))?;
         if !metadata.is_file() {
             self.summary.skipped += 1;
             return Ok(());

@@ -88,9 +88,8 @@ impl AsyncWrite for Descriptor {
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            let write = |fd: &AsyncFd<OwnedFd>| {
-                Ok(retry_on_intr(|| rustix::io::write(fd.as_fd(), bytes))?)
-            };
+            let write =
+                |fd: &AsyncFd<OwnedFd>| Ok(retry_on_intr(|| rustix::io::write(fd.as_fd(), bytes))?);
             if let Ok(result) = guard.try_io(write) {
                 return Poll::Ready(result);
             }

@@ -78,7 +78,11 @@ struct Admission<'a> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        let mut ids = self.execs.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self
+            .execs
+            .ids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         ids.remove(&self.id);
     }
 }
@@ -290,8 +294,7 @@ impl Program {
             (spawned, cgroup)
         };
         let spawned = tokio::task::spawn_blocking(spawn).await;
-        let (spawned, cgroup) =
-            spawned.map_err(|e| Failure::io("start a program", &e.into()))?;
+        let (spawned, cgroup) = spawned.map_err(|e| Failure::io("start a program", &e.into()))?;
         let end = spawned.and_then(|pid| {
             let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)
                 .map_err(io::Error::from)
@@ -343,10 +346,7 @@ async fn obey(agent: &Agent, program: &Control, mut reader: impl AsyncRead + Unp
                 agent.ask_init(&FromAgent::SignalMain(signal), &[]);
             }
             (ExecControl::Kill, Some(group)) => {
-                // Without control groups, what is left is its process group.
-                if !program.cgroup.as_ref().is_some_and(|group| group.kill().is_ok()) {
-                    process::signal_group(group, rustix::process::Signal::KILL.as_raw());
-                }
+                process::kill_all(group, program.cgroup.as_ref());
             }
             (ExecControl::Kill, None) => agent.ask_init(&FromAgent::KillMain, &[]),
             (ExecControl::Resize(size), _) => {

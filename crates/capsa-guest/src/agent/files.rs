@@ -15,7 +15,7 @@ use capsa_agent_proto::frame::{
     Chunk, FrameError, MAX_CHUNK_BYTES, Message, end_content, read_chunk, write_chunk,
     write_message,
 };
-use capsa_agent_proto::{Accepted, Failure, FailureKind};
+use capsa_agent_proto::{Accepted, Failure};
 use rustix::fs::OFlags;
 use tokio::runtime::Handle;
 use yamux::Stream;
@@ -226,10 +226,6 @@ fn describe(metadata: &fs::Metadata) -> Metadata {
 }
 
 fn open(options: &OpenOptions, path: &[u8]) -> Result<File, Failure> {
-    if !path.starts_with(b"/") {
-        let detail = format!("{} is no absolute path", path.escape_ascii());
-        return Err(Failure::new(FailureKind::Invalid, detail));
-    }
     let mut options = options.clone();
     options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
     options

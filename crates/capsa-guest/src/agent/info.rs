@@ -8,8 +8,8 @@ use rustix::system::{sysinfo, uname};
 
 pub(super) fn gather(execs: usize) -> Result<Info, Failure> {
     let names = uname();
-    let memory = fs::read_to_string("/proc/meminfo")
-        .map_err(|e| Failure::io("read /proc/meminfo", &e))?;
+    let memory =
+        fs::read_to_string("/proc/meminfo").map_err(|e| Failure::io("read /proc/meminfo", &e))?;
     Ok(Info {
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: names.release().to_string_lossy().into_owned(),

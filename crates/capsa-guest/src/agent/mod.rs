@@ -136,7 +136,8 @@ fn serve_host() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 impl Agent {
-    /// An agent without a first process: it cannot run a main process, nor power anything off.
+    /// An agent without a first process: it runs programs and handles files, but no main process,
+    /// and it neither sets the clock nor powers anything off.
     #[must_use]
     pub fn detached() -> Arc<Self> {
         Self::new(None)
@@ -185,16 +186,19 @@ impl Agent {
         }
     }
 
+    fn set_clock(&self, time: Duration) -> Result<Accepted, Failure> {
+        self.init.as_ref().ok_or_else(detached)?;
+        set_clock(time).map_err(|e| Failure::io("set the clock", &e))?;
+        Ok(Accepted)
+    }
+
     /// Lets PID 1 start the main process. Returns its process id, and what tells how it ends.
     async fn start_main(
         &self,
         request: &ExecRequest,
         stdio: &Stdio,
     ) -> Result<(u32, oneshot::Receiver<ExitStatus>), Failure> {
-        let Some(init) = &self.init else {
-            let detail = "there is no first process to be its parent";
-            return Err(Failure::new(FailureKind::Unsupported, detail));
-        };
+        let init = self.init.as_ref().ok_or_else(detached)?;
         let (started, is_started) = oneshot::channel();
         let (ended, is_ended) = oneshot::channel();
         {
@@ -289,33 +293,34 @@ async fn answer(agent: Arc<Agent>, mut stream: Stream) {
         Open::Stdin { exec } => agent.streams.bring((exec, Kind::Stdin), stream).await,
         Open::Stdout { exec } => agent.streams.bring((exec, Kind::Stdout), stream).await,
         Open::Stderr { exec } => agent.streams.bring((exec, Kind::Stderr), stream).await,
-        Open::ReadFile { path } => agent.file(stream, move |stream| files::read(stream, &path)).await,
+        Open::ReadFile { path } => agent.file(stream, path, files::read).await,
         Open::WriteFile { path, mode } => {
-            agent.file(stream, move |stream| files::write(stream, &path, mode)).await;
+            let write = move |stream: &mut _, path: &_| files::write(stream, path, mode);
+            agent.file(stream, path, write).await;
         }
-        Open::ListDir { path } => agent.file(stream, move |stream| files::list(stream, &path)).await,
+        Open::ListDir { path } => agent.file(stream, path, files::list).await,
         Open::Stat { path, follow } => {
-            agent.file(stream, move |stream| files::stat(stream, &path, follow)).await;
+            let stat = move |stream: &mut _, path: &_| files::stat(stream, path, follow);
+            agent.file(stream, path, stat).await;
         }
-        Open::CopyIn { path } => {
-            agent.file(stream, move |stream| copy::receive(stream, &path)).await;
-        }
-        Open::CopyOut { path } => agent.file(stream, move |stream| copy::send(stream, &path)).await,
+        Open::CopyIn { path } => agent.file(stream, path, copy::receive).await,
+        Open::CopyOut { path } => agent.file(stream, path, copy::send).await,
         Open::Info => reply(stream, info::gather(agent.execs.running())).await,
-        Open::SetClock { time } => {
-            let set = set_clock(time).map_err(|e| Failure::io("set the clock", &e));
-            reply(stream, set.map(|()| Accepted)).await;
-        }
+        Open::SetClock { time } => reply(stream, agent.set_clock(time)).await,
         Open::Shutdown { grace } => shut_down(&agent, stream, grace).await,
     }
 }
 
 impl Agent {
-    /// Does something with files, on a thread of its own.
-    async fn file<F>(&self, mut stream: Stream, work: F)
+    /// Does something with a file, on a thread of its own.
+    async fn file<F>(&self, mut stream: Stream, path: Vec<u8>, work: F)
     where
-        F: FnOnce(&mut Stream) -> Result<(), files::Trouble> + Send + 'static,
+        F: FnOnce(&mut Stream, &[u8]) -> Result<(), files::Trouble> + Send + 'static,
     {
+        if !path.starts_with(b"/") {
+            let detail = format!("{} is no absolute path", path.escape_ascii());
+            return refuse(stream, Failure::new(FailureKind::Invalid, detail)).await;
+        }
         let Ok(permit) = self.files.clone().try_acquire_owned() else {
             let detail = format!("{MAX_FILE_REQUESTS} requests about files are in work already");
             return refuse(stream, Failure::new(FailureKind::Busy, detail)).await;
@@ -323,7 +328,7 @@ impl Agent {
         let work = move || {
             let _permit = permit;
             // The host has been told, or is gone.
-            let _ = work(&mut stream);
+            let _ = work(&mut stream, &path);
         };
         // It ends when the machine does, or with the work.
         let _ = tokio::task::spawn_blocking(work).await;
@@ -332,11 +337,16 @@ impl Agent {
 
 async fn shut_down(agent: &Agent, stream: Stream, grace: Duration) {
     if agent.init.is_none() {
-        let detail = "there is no first process to power off";
-        return refuse(stream, Failure::new(FailureKind::Unsupported, detail)).await;
+        return refuse(stream, detached()).await;
     }
     reply(stream, Ok(Accepted)).await;
     agent.ask_init(&FromAgent::Shutdown { grace }, &[]);
+}
+
+/// The refusal of what changes the machine, by an agent that is not the only one on it.
+fn detached() -> Failure {
+    let detail = "there is no first process, so this is no guest";
+    Failure::new(FailureKind::Unsupported, detail)
 }
 
 async fn reply<M: Message>(mut stream: Stream, answer: Result<M, Failure>) {

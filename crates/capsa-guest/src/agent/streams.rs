@@ -30,8 +30,12 @@ pub(super) type Key = (u32, Kind);
 enum Meeting {
     /// The program waits for the stream.
     Program(oneshot::Sender<Stream>),
-    /// The stream waits for the program. Dropping the sender tells its task that it was taken.
-    Stream(Stream, oneshot::Sender<()>),
+    /// The stream waits for the program. Dropping the sender tells the stream's task that it was
+    /// taken.
+    Stream {
+        stream: Stream,
+        _taken: oneshot::Sender<()>,
+    },
 }
 
 /// Who waits for whom.
@@ -42,12 +46,15 @@ impl Streams {
     /// Brings a stream, and waits until its program takes it.
     pub(super) async fn bring(&self, key: Key, mut stream: Stream) {
         let failure = Failure::new(FailureKind::Invalid, "the program has this stream already");
-        if matches!(self.lock().get(&key), Some(Meeting::Stream(..))) {
+        if matches!(self.lock().get(&key), Some(Meeting::Stream { .. })) {
             // If the host is gone, nobody wants to know.
             let _ = write_message(&mut stream, &Err::<Accepted, _>(failure)).await;
             return;
         }
-        if write_message(&mut stream, &Ok::<_, Failure>(Accepted)).await.is_err() {
+        if write_message(&mut stream, &Ok::<_, Failure>(Accepted))
+            .await
+            .is_err()
+        {
             return;
         }
         let (taken, is_taken) = oneshot::channel();
@@ -61,7 +68,12 @@ impl Streams {
             }
             // Another one came while this one was answered: neither is to be preferred.
             Entry::Occupied(entry) => drop(entry.remove()),
-            Entry::Vacant(entry) => drop(entry.insert(Meeting::Stream(stream, taken))),
+            Entry::Vacant(entry) => {
+                entry.insert(Meeting::Stream {
+                    stream,
+                    _taken: taken,
+                });
+            }
         }
         if timeout(PATIENCE, is_taken).await.is_err() {
             self.lock().remove(&key);
@@ -72,7 +84,7 @@ impl Streams {
     pub(super) async fn take(&self, key: Key) -> Result<Stream, Failure> {
         let waiting = match self.lock().entry(key) {
             Entry::Occupied(entry) => match entry.remove() {
-                Meeting::Stream(stream, _) => return Ok(stream),
+                Meeting::Stream { stream, .. } => return Ok(stream),
                 Meeting::Program(_) => return Err(duplicate()),
             },
             Entry::Vacant(entry) => {

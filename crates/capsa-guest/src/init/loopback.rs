@@ -27,7 +27,9 @@ pub(super) fn bring_up() -> io::Result<()> {
     let mut answer = [0_u8; 1024];
     let (length, _) = recv(&socket, &mut answer, RecvFlags::empty())?;
     // A `struct nlmsgerr` follows the header: first the error, negative.
-    let error = answer[..length].get(16..20).and_then(|bytes| bytes.first_chunk());
+    let error = answer[..length]
+        .get(16..20)
+        .and_then(|bytes| bytes.first_chunk());
     match error.map(|bytes| i32::from_ne_bytes(*bytes)) {
         Some(0) => Ok(()),
         Some(error) => Err(io::Error::from_raw_os_error(-error)),

@@ -86,7 +86,12 @@ impl Modules {
 }
 
 fn load_file(folder: &OwnedFd, file: &str) -> io::Result<()> {
-    let file = openat(folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = openat(
+        folder,
+        file,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     match finit_module(&file, c"", 0) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(e.into()),

@@ -32,7 +32,12 @@ pub(super) fn system() -> Result<(), Trouble> {
         ("proc", "/proc", plain, c""),
         ("sysfs", "/sys", plain, c""),
         ("devtmpfs", "/dev", devices, c"mode=0755"),
-        ("devpts", "/dev/pts", devices, c"mode=0620,gid=5,ptmxmode=0666"),
+        (
+            "devpts",
+            "/dev/pts",
+            devices,
+            c"mode=0620,gid=5,ptmxmode=0666",
+        ),
         ("tmpfs", "/dev/shm", memory, c"mode=1777"),
         ("tmpfs", "/run", memory, c"mode=0755"),
         ("tmpfs", "/tmp", memory, c"mode=1777"),
@@ -81,7 +86,13 @@ pub(super) fn root(root: &Root, modules: &Modules) -> Result<(), Trouble> {
     make_folder(Path::new(NEW_ROOT))
         .and_then(|()| {
             let flags = MountFlags::NODEV;
-            Ok(mount("overlay", NEW_ROOT, "overlay", flags, Some(&*options?))?)
+            Ok(mount(
+                "overlay",
+                NEW_ROOT,
+                "overlay",
+                flags,
+                Some(&*options?),
+            )?)
         })
         .attempt("mount the root's overlay")?;
     for path in ["proc", "sys", "dev", "run", "tmp"] {
@@ -98,9 +109,15 @@ fn mount_changes(upper: &Upper, modules: &Modules) -> Result<(), Trouble> {
     let changes = Path::new(CHANGES);
     make_folder(changes).attempt(what)?;
     match upper {
-        Upper::Memory => mount("tmpfs", changes, "tmpfs", MountFlags::NODEV, Some(c"mode=0755"))
-            .map_err(io::Error::from)
-            .attempt(what)?,
+        Upper::Memory => mount(
+            "tmpfs",
+            changes,
+            "tmpfs",
+            MountFlags::NODEV,
+            Some(c"mode=0755"),
+        )
+        .map_err(io::Error::from)
+        .attempt(what)?,
         Upper::Disk {
             device,
             file_system,
@@ -150,7 +167,11 @@ pub(super) fn share(share: &Share, modules: &Modules) -> Result<(), Trouble> {
         Ok(unmount(around, UnmountFlags::DETACH)?)
     };
     let bound: io::Result<()> = bind();
-    bound.attempt(format_args!("mount the file {} at {}", share.tag, path.display()))
+    bound.attempt(format_args!(
+        "mount the file {} at {}",
+        share.tag,
+        path.display()
+    ))
 }
 
 fn mount_share(

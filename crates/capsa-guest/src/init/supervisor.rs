@@ -61,7 +61,10 @@ struct Agent {
 
 enum Main {
     None,
-    Running { pid: Pid, cgroup: Option<Cgroup> },
+    Running {
+        pid: Pid,
+        cgroup: Option<Cgroup>,
+    },
     /// It has ended, and the host is being told.
     Ended,
 }
@@ -128,7 +131,11 @@ impl Supervisor {
                 ready.button.then(|| self.stop(BUTTON_GRACE)),
                 ready.deadline.then_some(Next::PowerOff),
             ];
-            if steps.into_iter().flatten().any(|next| matches!(next, Next::PowerOff)) {
+            if steps
+                .into_iter()
+                .flatten()
+                .any(|next| matches!(next, Next::PowerOff))
+            {
                 return Ok(());
             }
             if !ready.is_any() {
@@ -302,7 +309,7 @@ impl Supervisor {
                 Next::Wait
             }
             (FromAgent::KillMain, Main::Running { pid, cgroup }) => {
-                kill_all(*pid, cgroup.as_ref());
+                process::kill_all(*pid, cgroup.as_ref());
                 Next::Wait
             }
             (FromAgent::SignalMain(_) | FromAgent::KillMain, _) => Next::Wait,
@@ -319,7 +326,10 @@ impl Supervisor {
             return Err(Failure::new(FailureKind::Invalid, detail));
         }
         let Ok([request, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(descriptors) else {
-            return Err(Failure::new(FailureKind::Invalid, "descriptors are missing"));
+            return Err(Failure::new(
+                FailureKind::Invalid,
+                "descriptors are missing",
+            ));
         };
         let request = supervision::load(request)
             .map_err(|e| Failure::io("read the request of the main process", &e))?;
@@ -343,7 +353,10 @@ impl Supervisor {
         signal_group(*pid, Signal::SIGTERM as i32);
         // Who asks again does not get more time.
         let deadline = Instant::now() + grace;
-        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        self.deadline = Some(
+            self.deadline
+                .map_or(deadline, |earlier| earlier.min(deadline)),
+        );
         Next::Wait
     }
 }
@@ -351,13 +364,6 @@ impl Supervisor {
 impl Ready {
     fn is_any(&self) -> bool {
         self.deadline || self.children || self.agent || self.button
-    }
-}
-
-/// Kills the main process and what it has started.
-fn kill_all(main: Pid, cgroup: Option<&Cgroup>) {
-    if !cgroup.is_some_and(|cgroup| cgroup.kill().is_ok()) {
-        signal_group(main, Signal::SIGKILL as i32);
     }
 }
 

@@ -8,9 +8,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
-use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
 /// The group of the kernel's own messages, not udev's.
 const KERNEL: u32 = 1;

@@ -12,14 +12,14 @@ use tokio::sync::{mpsc, oneshot};
 use yamux::{Config, Connection, Mode, Stream};
 
 /// The host's end of a channel.
-pub struct Host {
+pub(crate) struct Host {
     streams: mpsc::UnboundedSender<oneshot::Sender<Stream>>,
     next: AtomicU32,
 }
 
 impl Host {
     /// Drives the multiplexer on `channel`, in a task, until either side is dropped.
-    pub fn on<S>(channel: S) -> Self
+    pub(crate) fn on<S>(channel: S) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -59,31 +59,31 @@ impl Host {
     }
 
     /// A new stream on which nothing has been said.
-    pub async fn stream(&self) -> Stream {
+    pub(crate) async fn stream(&self) -> Stream {
         let (sender, stream) = oneshot::channel();
         self.streams.send(sender).unwrap();
         stream.await.unwrap()
     }
 
-    pub async fn open(&self, open: &Open) -> Stream {
+    pub(crate) async fn open(&self, open: &Open) -> Stream {
         let mut stream = self.stream().await;
         write_message(&mut stream, open).await.unwrap();
         stream
     }
 
     /// A request that is answered by one message.
-    pub async fn ask<M: Message>(&self, open: &Open) -> Result<M, Failure> {
+    pub(crate) async fn ask<M: Message>(&self, open: &Open) -> Result<M, Failure> {
         let mut stream = self.open(open).await;
         expect_message(&mut stream).await.unwrap()
     }
 
     /// A shell command with all streams.
-    pub fn shell(&self, script: &str) -> ExecRequest {
+    pub(crate) fn shell(&self, script: &str) -> ExecRequest {
         self.program(&["/bin/sh", "-c", script])
     }
 
     /// A program with all streams.
-    pub fn program(&self, argv: &[&str]) -> ExecRequest {
+    pub(crate) fn program(&self, argv: &[&str]) -> ExecRequest {
         ExecRequest {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             argv: argv.iter().map(|text| text.as_bytes().to_vec()).collect(),
@@ -101,20 +101,25 @@ impl Host {
         }
     }
 
-    pub async fn start(&self, request: &ExecRequest) -> Exec {
+    pub(crate) async fn start(&self, request: &ExecRequest) -> Exec {
         let exec = request.id;
         let control = self.open(&Open::Exec(Box::new(request.clone()))).await;
         let mut exec = Exec {
             control,
-            stdin: self.open_if(request.streams.stdin, Open::Stdin { exec }).await,
-            stdout: self.open_if(request.streams.stdout, Open::Stdout { exec }).await,
-            stderr: self.open_if(request.streams.stderr, Open::Stderr { exec }).await,
+            stdin: self
+                .open_if(request.streams.stdin, Open::Stdin { exec })
+                .await,
+            stdout: self
+                .open_if(request.streams.stdout, Open::Stdout { exec })
+                .await,
+            stderr: self
+                .open_if(request.streams.stderr, Open::Stderr { exec })
+                .await,
         };
-        for stream in [&mut exec.stdin, &mut exec.stdout, &mut exec.stderr] {
-            if let Some(stream) = stream {
-                let answer: Result<Accepted, Failure> = expect_message(stream).await.unwrap();
-                answer.unwrap();
-            }
+        let streams = [&mut exec.stdin, &mut exec.stdout, &mut exec.stderr];
+        for stream in streams.into_iter().flatten() {
+            let answer: Result<Accepted, Failure> = expect_message(stream).await.unwrap();
+            answer.unwrap();
         }
         exec
     }
@@ -127,52 +132,52 @@ impl Host {
     }
 
     /// Runs a shell command with this input to its end.
-    pub async fn run(&self, script: &str, input: &[u8]) -> Output {
+    pub(crate) async fn run(&self, script: &str, input: &[u8]) -> Output {
         let exec = self.start(&self.shell(script)).await;
         exec.finish(input).await
     }
 }
 
 /// A program.
-pub struct Exec {
-    pub control: Stream,
-    pub stdin: Option<Stream>,
-    pub stdout: Option<Stream>,
-    pub stderr: Option<Stream>,
+pub(crate) struct Exec {
+    pub(crate) control: Stream,
+    pub(crate) stdin: Option<Stream>,
+    pub(crate) stdout: Option<Stream>,
+    pub(crate) stderr: Option<Stream>,
 }
 
 /// What a program has said and how it ended.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Output {
-    pub status: ExitStatus,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
+pub(crate) struct Output {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 impl Exec {
-    pub async fn event(&mut self) -> ExecEvent {
+    pub(crate) async fn event(&mut self) -> ExecEvent {
         expect_message(&mut self.control).await.unwrap()
     }
 
-    pub async fn tell(&mut self, control: ExecControl) {
+    pub(crate) async fn tell(&mut self, control: ExecControl) {
         write_message(&mut self.control, &control).await.unwrap();
     }
 
-    pub async fn started(&mut self) -> u32 {
+    pub(crate) async fn started(&mut self) -> u32 {
         match self.event().await {
             ExecEvent::Started { pid } => pid,
             other => panic!("{other:?}"),
         }
     }
 
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         match self.event().await {
             ExecEvent::Ended(status) => status,
             other => panic!("{other:?}"),
         }
     }
 
-    pub async fn failed(&mut self) -> Failure {
+    pub(crate) async fn failed(&mut self) -> Failure {
         match self.event().await {
             ExecEvent::Failed(failure) => failure,
             other => panic!("{other:?}"),
@@ -180,7 +185,7 @@ impl Exec {
     }
 
     /// Sends the input and its end, and reads everything.
-    pub async fn finish(mut self, input: &[u8]) -> Output {
+    pub(crate) async fn finish(mut self, input: &[u8]) -> Output {
         let stdin = self.stdin.take();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let write = async {
