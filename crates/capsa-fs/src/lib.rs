@@ -21,3 +21,6 @@ pub mod confine;
 pub mod folder;
 pub mod queues;
 pub mod settings;
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,7 @@ impl Queues {
 
     /// Answers one request and returns how many bytes of the reply there are: none for one that wants
     /// no reply, and for what is not a request.
-    fn answer(&self, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
+    pub(crate) fn answer(&self, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
         let bytes = |length: u64, part: u32| length + u64::from(part);
         let asked = chain.clone().readable().map(|part| part.len());
         let room = chain.clone().writable().map(|part| part.len());

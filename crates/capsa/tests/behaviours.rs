@@ -6,6 +6,7 @@ capsa_testing::behaviours!(
     capsa::BackendChoice::Qemu,
     most_cpus,
     shares,
+    shares_9p,
     uefi,
     monitor_process
 );
@@ -13,16 +14,24 @@ capsa_testing::behaviours!(
 // QEMU on KVM. Not run by `cargo nextest run`, as few machines have a KVM that runs stock kernels:
 // `cargo xtask test` sees to one.
 //
-// Not UEFI: firmware writes CR8 while an interrupt is pending, at which the QEMU that emulates SVM
+// Not 9p, which is the same on either accelerator. Not UEFI: firmware writes CR8 while an interrupt is pending, at which the QEMU that emulates SVM
 // for these tests fails an assertion of its own. It boots above, on KVM too where that is at hand.
 capsa_testing::behaviours!(
     vm_qemu_kvm,
     capsa::BackendChoice::Qemu,
     shares,
+    shares_9p_elsewhere,
     uefi_elsewhere,
     monitor_process
 );
-capsa_testing::behaviours!(vm_kvm, capsa::BackendChoice::Kvm, vsock, machine, sequences);
+capsa_testing::behaviours!(
+    vm_kvm,
+    capsa::BackendChoice::Kvm,
+    shares,
+    vsock,
+    machine,
+    sequences
+);
 
 mod vm_kvm_is_there {
     use capsa::Accelerator;

@@ -128,9 +128,4 @@ impl Nodes {
         self.by_id.retain(|id, _| *id == ROOT_ID);
         self.by_identity.retain(|_, id| *id == ROOT_ID);
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.by_id.len()
-    }
 }

@@ -11,7 +11,7 @@ pub fn are_complete(choice: BackendChoice, named: &[&str]) {
         .find(|status| status.backend == kind)
         .expect("this build has the backend");
     let claimed = claimed_parts(&status);
-    for part in ["shares", "uefi", "vsock", "monitor_process"] {
+    for part in ["shares", "shares_9p", "uefi", "vsock", "monitor_process"] {
         let elsewhere = format!("{part}_elsewhere");
         let named = named.iter().any(|name| *name == part || *name == elsewhere);
         let claimed = claimed.contains(&part);
@@ -22,8 +22,11 @@ pub fn are_complete(choice: BackendChoice, named: &[&str]) {
 fn claimed_parts(status: &BackendStatus) -> Vec<&'static str> {
     let claims = status.capabilities.as_ref().expect("the backend works");
     let mut parts = Vec::new();
-    if claims.virtio_9p || claims.virtio_fs {
+    if claims.virtio_fs {
         parts.push("shares");
+    }
+    if claims.virtio_9p {
+        parts.push("shares_9p");
     }
     if claims.boot_methods.contains(&BootMethod::Uefi) {
         parts.push("uefi");

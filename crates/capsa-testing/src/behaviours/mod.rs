@@ -17,6 +17,7 @@ pub mod holder;
 pub mod locks;
 pub mod refusals;
 pub mod shares;
+pub mod shares_9p;
 pub mod uefi;
 pub mod vsock;
 
@@ -75,6 +76,16 @@ macro_rules! behaviours {
             shares::a_writable_share_passes_files_both_ways,
             shares::a_read_only_share_is_not_written,
             shares::nothing_dangerous_reaches_the_host,
+            shares::files_are_the_hosts_own,
+            shares::a_single_file_is_shared_without_its_neighbours,
+            shares::a_server_is_confined_and_shares_its_vms_fate,
+        }
+    };
+    (@shares_9p $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
+            shares_9p::a_writable_9p_share_passes_files_both_ways,
+            shares_9p::a_read_only_9p_share_is_not_written,
+            shares_9p::nothing_dangerous_reaches_the_host_over_9p,
         }
     };
     (@uefi $choice:expr) => {
@@ -108,6 +119,7 @@ macro_rules! behaviours {
     };
     // Claimed, and run elsewhere.
     (@uefi_elsewhere $choice:expr) => {};
+    (@shares_9p_elsewhere $choice:expr) => {};
     // Backends whose monitor is a process of its own.
     (@monitor_process $choice:expr) => {
         $crate::behaviours! { @tests $choice, end::a_monitor_that_dies_is_a_crash }
