@@ -68,7 +68,7 @@ pub(crate) fn say(line: &str) {
 fn boot() -> Result<Supervisor, Trouble> {
     let config = read_config()?;
     mounts::system()?;
-    let modules = Modules::find().attempt("find the kernel's modules")?;
+    let mut modules = Modules::find().attempt("find the kernel's modules")?;
     let driver = match &config.channel {
         Channel::SerialPort(_) => "virtio_console",
         Channel::Vsock(_) => "vmw_vsock_virtio_transport",
@@ -81,9 +81,9 @@ fn boot() -> Result<Supervisor, Trouble> {
 
     sethostname(config.hostname.as_bytes()).attempt("set the hostname")?;
     loopback::bring_up().attempt("bring the loopback interface up")?;
-    mounts::root(&config.root, &modules)?;
+    mounts::root(&config.root, &mut modules)?;
     for share in &config.shares {
-        mounts::share(share, &modules)?;
+        mounts::share(share, &mut modules)?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(c"/", flags, Mode::empty()).attempt("open the root")?;

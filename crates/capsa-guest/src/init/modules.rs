@@ -4,7 +4,7 @@
 //! To load a module takes some milliseconds, so none is loaded before it is needed. The kernel can
 //! also load modules by itself, through the kit's `modprobe`, which takes a process for each.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,6 +30,9 @@ pub(super) struct Modules {
     known: HashMap<String, (String, Vec<String>)>,
     /// Patterns, and the names of modules.
     aliases: Vec<(String, String)>,
+    /// The files that have been given to the kernel, with success or not. Of a module that it has
+    /// already it would read all before it says so.
+    tried: HashSet<String>,
 }
 
 impl Modules {
@@ -49,24 +52,26 @@ impl Modules {
             folder,
             known: dependencies(&read("modules.dep")?),
             aliases: aliases(&read("modules.alias")?),
+            tried: HashSet::new(),
         })
     }
 
     /// Loads a module and those that it needs. One that is not there is part of the kernel; if it is
     /// not, what it would have been for will fail and say so.
-    pub(super) fn load(&self, name: &str) -> io::Result<()> {
+    pub(super) fn load(&mut self, name: &str) -> io::Result<()> {
         let (Some(folder), Some((file, before))) = (&self.folder, self.known.get(name)) else {
             return Ok(());
         };
-        for name in before.iter().rev() {
-            if let Some((file, _)) = self.known.get(name) {
+        let before = before.iter().rev().filter_map(|name| self.known.get(name));
+        for file in before.map(|(file, _)| file).chain([file]) {
+            if self.tried.insert(file.clone()) {
                 load_file(folder, file)?;
             }
         }
-        load_file(folder, file)
+        Ok(())
     }
 
-    /// The modules for all devices that are there.
+    /// The modules for all devices that are there, without those that were loaded.
     pub(super) fn for_devices(&self) -> VecDeque<String> {
         let mut found = VecDeque::new();
         let entries = BUSES.iter().filter_map(|bus| fs::read_dir(bus).ok());
@@ -76,12 +81,18 @@ impl Modules {
             };
             let device = device.trim_end();
             for (pattern, name) in &self.aliases {
-                if !found.contains(name) && matches(pattern.as_bytes(), device.as_bytes()) {
+                let is_new = !found.contains(name) && !self.was_tried(name);
+                if is_new && matches(pattern.as_bytes(), device.as_bytes()) {
                     found.push_back(name.clone());
                 }
             }
         }
         found
+    }
+
+    fn was_tried(&self, name: &str) -> bool {
+        let known = self.known.get(name);
+        known.is_some_and(|(file, _)| self.tried.contains(file))
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn system() -> Result<(), Trouble> {
 }
 
 /// Makes what is configured the root of this process, and of all that it starts.
-pub(super) fn root(root: &Root, modules: &Modules) -> Result<(), Trouble> {
+pub(super) fn root(root: &Root, modules: &mut Modules) -> Result<(), Trouble> {
     let Root::Overlay {
         tag,
         mechanism,
@@ -104,7 +104,7 @@ pub(super) fn root(root: &Root, modules: &Modules) -> Result<(), Trouble> {
     enter(NEW_ROOT).attempt("enter the root")
 }
 
-fn mount_changes(upper: &Upper, modules: &Modules) -> Result<(), Trouble> {
+fn mount_changes(upper: &Upper, modules: &mut Modules) -> Result<(), Trouble> {
     let what = "mount what holds the root's changes";
     let changes = Path::new(CHANGES);
     make_folder(changes).attempt(what)?;
@@ -148,7 +148,7 @@ fn enter(root: &str) -> io::Result<()> {
 }
 
 /// Mounts a share at its path.
-pub(super) fn share(share: &Share, modules: &Modules) -> Result<(), Trouble> {
+pub(super) fn share(share: &Share, modules: &mut Modules) -> Result<(), Trouble> {
     let path = Path::new(&share.guest_path);
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     if share.read_only {
@@ -179,7 +179,7 @@ fn mount_share(
     mechanism: &Mechanism,
     path: &Path,
     flags: MountFlags,
-    modules: &Modules,
+    modules: &mut Modules,
 ) -> Result<(), Trouble> {
     let (kind, needed, options) = match mechanism {
         Mechanism::VirtioFs => ("virtiofs", "virtiofs", String::new()),

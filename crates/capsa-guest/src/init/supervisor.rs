@@ -71,10 +71,16 @@ enum Main {
 
 /// The drivers of devices that no start waits for.
 enum Late {
+    /// Nothing is loaded before this time.
+    Waiting(Instant),
     /// The devices have been looked at this many times, and these modules found.
     Loading(u32, VecDeque<String>),
     Done,
 }
+
+/// How long after the start the drivers are loaded that no start waits for: a short command is over
+/// by then, and has had the processor for itself.
+const LATE: Duration = Duration::from_secs(1);
 
 /// How often the devices are looked at: drivers bring forth devices, as the button's driver does an
 /// input device.
@@ -114,7 +120,7 @@ impl Supervisor {
             main: Main::None,
             buttons: Buttons::default(),
             modules,
-            late: Late::Loading(0, VecDeque::new()),
+            late: Late::Waiting(Instant::now() + LATE),
             // One may have ended before its signal was blocked.
             unreaped: true,
             deadline: None,
@@ -146,12 +152,14 @@ impl Supervisor {
 
     /// Waits for the next event; for none, while there is something else to do.
     fn wait(&mut self) -> io::Result<Ready> {
-        let is_idle = matches!(self.late, Late::Done) && !self.unreaped;
         let now = Instant::now();
-        let left = match self.deadline {
-            _ if !is_idle => Some(Duration::ZERO),
-            deadline => deadline.map(|at| at.saturating_duration_since(now)),
+        let next = match self.late {
+            _ if self.unreaped => Some(now),
+            Late::Loading(..) => Some(now),
+            Late::Waiting(until) => Some(self.deadline.map_or(until, |at| at.min(until))),
+            Late::Done => self.deadline,
         };
+        let left = next.map(|at| at.saturating_duration_since(now));
         let timeout = left
             .map(Timespec::try_from)
             .transpose()
@@ -192,10 +200,15 @@ impl Supervisor {
         Ok(ready)
     }
 
-    /// Loads one of the modules that nobody waits for.
+    /// Loads one of the modules that nobody waits for, once it is time.
     fn load_late(&mut self) {
-        let Late::Loading(looks, modules) = &mut self.late else {
-            return;
+        let (looks, modules) = match &mut self.late {
+            Late::Waiting(until) if *until <= Instant::now() => {
+                self.late = Late::Loading(0, VecDeque::new());
+                return;
+            }
+            Late::Loading(looks, modules) => (looks, modules),
+            Late::Waiting(_) | Late::Done => return,
         };
         if let Some(module) = modules.pop_front() {
             // A driver that does not want its device is no reason to end.
