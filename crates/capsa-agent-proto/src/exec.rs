@@ -146,6 +146,7 @@ pub enum ExecControl {
     /// Kills it and everything that it has started, whatever process group that is in by now.
     Kill,
     /// The status of the main process has arrived and its output has been read: the guest powers off.
+    /// For the main process, the end of this stream means the same: nobody waits for anything then.
     Acknowledge,
 }
 

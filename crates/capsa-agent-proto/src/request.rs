@@ -81,8 +81,8 @@ pub enum Open {
         /// The time, since 1970.
         time: Duration,
     },
-    /// Asks the main process to end, and powers off once it has. Answer: [`Accepted`] or
-    /// [`Failure`], before anything happens.
+    /// Asks the main process to end, and powers off once it has; without one, at once. Answer:
+    /// [`Accepted`] or [`Failure`]; the agent then waits a moment for the host to drop the stream.
     Shutdown {
         /// How long the main process has before it is killed; an hour at most.
         grace: Duration,

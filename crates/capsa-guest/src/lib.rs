@@ -20,3 +20,5 @@ pub mod init;
 mod process;
 #[cfg(target_os = "linux")]
 mod supervision;
+#[cfg(target_os = "linux")]
+mod trouble;

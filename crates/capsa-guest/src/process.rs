@@ -15,7 +15,7 @@ use std::process::Command;
 
 use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
 use capsa_agent_proto::{Failure, FailureKind};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fchown};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitStatus, chdir, ioctl_tiocsctty, kill_process_group,
@@ -137,6 +137,10 @@ impl Setup {
         // Fails only where the one who starts programs has less, which is not in a guest.
         let _ = setrlimit(Resource::Nofile, OPEN_FILES);
         if let Some(identity) = &self.identity {
+            if self.has_terminal {
+                // For programs that open it anew, by its name.
+                Step::User.check(fchown(stdio::stdin(), Some(identity.uid), None))?;
+            }
             Step::User.check(set_thread_groups(&identity.groups))?;
             Step::User.check(set_thread_gid(identity.gid))?;
             Step::User.check(set_thread_uid(identity.uid))?;

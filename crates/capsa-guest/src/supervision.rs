@@ -130,3 +130,52 @@ pub(crate) fn load(file: OwnedFd) -> io::Result<ExecRequest> {
     file.read_to_end(&mut bytes)?;
     postcard::from_bytes(&bytes).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_with_its_descriptors() {
+        let (ours, theirs) = pair().unwrap();
+        let request = store(&ExecRequest {
+            id: 7,
+            argv: vec![vec![b'x'; 1 << 20]],
+            env: vec![],
+            cwd: vec![],
+            user: None,
+            terminal: None,
+            streams: Default::default(),
+            main: true,
+            kill_rest: false,
+        })
+        .unwrap();
+        let descriptors = [request.as_fd(), request.as_fd()];
+        send(&ours, &FromAgent::StartMain, &descriptors).unwrap();
+        send(&ours, &FromAgent::SignalMain(15), &[]).unwrap();
+
+        let receive = || receive::<FromAgent>(&theirs, RecvFlags::DONTWAIT);
+        let (message, mut descriptors) = receive().unwrap().unwrap();
+        assert!(matches!(message, FromAgent::StartMain));
+        assert_eq!(descriptors.len(), 2);
+        let request = load(descriptors.remove(0)).unwrap();
+        assert_eq!((request.id, request.argv[0].len()), (7, 1 << 20));
+        let (message, descriptors) = receive().unwrap().unwrap();
+        assert!(matches!(message, FromAgent::SignalMain(15)));
+        assert!(descriptors.is_empty());
+
+        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(ours);
+        assert!(receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        let (ours, theirs) = pair().unwrap();
+        let garbage: [&[u8]; 2] = [&[0xff; 100], &[0; MAX_MESSAGE_BYTES + 1]];
+        for bytes in garbage {
+            rustix::net::send(&ours, bytes, SendFlags::empty()).unwrap();
+            assert!(receive::<FromAgent>(&theirs, RecvFlags::DONTWAIT).is_err());
+        }
+    }
+}

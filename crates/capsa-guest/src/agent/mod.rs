@@ -12,10 +12,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use capsa_agent_proto::copy::MAX_DEPTH;
 use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
 use capsa_agent_proto::frame::{Message, read_message, write_message};
+use capsa_agent_proto::preamble::{self, Token};
 use capsa_agent_proto::{
-    Accepted, Failure, FailureKind, GUEST_STREAMS, MAX_EXECS, MAX_FILE_REQUESTS, Open, preamble,
+    Accepted, Failure, FailureKind, GUEST_STREAMS, MAX_EXECS, MAX_FILE_REQUESTS, Open,
 };
 use futures_util::io::{BufReader, BufWriter};
 use futures_util::{AsyncRead, AsyncWrite};
@@ -24,6 +26,7 @@ use rustix::process::{Resource, Rlimit, chroot, fchdir, getrlimit, setrlimit};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use tokio::runtime;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 use yamux::{Connection, ConnectionError, Mode, Stream};
 
 use self::descriptor::Descriptor;
@@ -32,6 +35,7 @@ use self::streams::{Kind, Streams};
 use crate::cgroup::Cgroups;
 use crate::process::Stdio;
 use crate::supervision::{self, FromAgent, ToAgent};
+use crate::trouble::{Attempt, Trouble, say};
 
 mod channel;
 mod copy;
@@ -54,6 +58,17 @@ const WINDOW: usize = 256 << 10;
 
 /// Bytes of the stack of a thread for files.
 const STACK: usize = 512 << 10;
+
+/// How long a thread for files is kept without work. Where programs have taken all processes that the
+/// kernel has, no new one comes, and there must be one that works.
+const KEEP_THREADS: Duration = Duration::from_secs(24 * 3600);
+
+/// More descriptors than a program or request needs of the agent: for a program three pipes, its
+/// process and its control group; for a copied tree a folder per level.
+const DESCRIPTORS_EACH: u64 = 2 * MAX_DEPTH as u64;
+
+/// How long the host has to take the answer to its request to shut down, before that is done.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The agent, as all of its streams see it.
 pub struct Agent {
@@ -89,50 +104,61 @@ enum Main {
 pub fn run() -> ExitCode {
     match serve_host() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            crate::init::say(&format!("agent: {e}"));
+        Err(trouble) => {
+            say(&format!("agent: {trouble}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve_host() -> Result<(), Box<dyn std::error::Error>> {
-    let socket = rustix::stdio::stdin().try_clone_to_owned()?;
-    let Some((ToAgent::Begin { token, channel }, _)) =
-        supervision::receive(&socket, RecvFlags::empty())?
-    else {
-        return Err("the first process says nothing".into());
+fn serve_host() -> Result<(), Trouble> {
+    let what = "hear the first process";
+    let socket = rustix::stdio::stdin().try_clone_to_owned().attempt(what)?;
+    let begin = supervision::receive(&socket, RecvFlags::empty()).attempt(what)?;
+    let Some((ToAgent::Begin { token, channel }, _)) = begin else {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).attempt(what);
     };
-    // Each program needs several descriptors here; how many it has itself is another matter.
-    let most = getrlimit(Resource::Nofile).maximum;
-    let wanted = u64::try_from(MAX_EXECS * 8 + MAX_FILE_REQUESTS * 256)?;
-    let limit = Some(most.map_or(wanted, |most| most.max(wanted)));
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit,
-            maximum: limit,
-        },
-    )?;
-    std::fs::write("/proc/self/oom_score_adj", "-1000")?;
-
-    let channel = channel::open(&channel)?;
+    raise_limits().attempt("raise its limits")?;
+    let channel = channel::open(&channel).attempt("open the channel to the host")?;
     runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .max_blocking_threads(2 * MAX_FILE_REQUESTS)
+        .thread_keep_alive(KEEP_THREADS)
         .thread_stack_size(STACK)
-        .build()?
-        .block_on(async {
-            let channel = Descriptor::new(channel)?;
-            let channel = BufWriter::with_capacity(CHANNEL_BUFFER, channel);
-            let mut channel = BufReader::with_capacity(CHANNEL_BUFFER, channel);
-            let welcome = preamble::guest(&mut channel, &token).await?;
-            set_clock(welcome.clock)?;
-            let init = Init::begin(Descriptor::to_wait_for(socket)?).await?;
-            let agent = Agent::new(Some(init));
-            Ok(agent.serve(channel).await?)
-        })
+        .build()
+        .attempt("start")?
+        .block_on(serve_channel(channel, &token, socket))
+}
+
+async fn serve_channel(channel: OwnedFd, token: &Token, init: OwnedFd) -> Result<(), Trouble> {
+    // The first thread for files, while there is room for it and the host is waited for anyway.
+    tokio::task::spawn_blocking(|| ());
+    let channel = Descriptor::new(channel).attempt("use the channel")?;
+    let channel = BufWriter::with_capacity(CHANNEL_BUFFER, channel);
+    let mut channel = BufReader::with_capacity(CHANNEL_BUFFER, channel);
+    let greeted = preamble::guest(&mut channel, token).await;
+    let welcome = greeted.attempt("greet the host")?;
+    set_clock(welcome.clock).attempt("set the clock")?;
+    let init = Init::begin(init).await.attempt("enter the root")?;
+    let agent = Agent::new(Some(init));
+    agent.serve(channel).await.attempt("serve the host")
+}
+
+fn raise_limits() -> io::Result<()> {
+    // Each program and each request needs several descriptors here; how many a program has itself
+    // is another matter.
+    let wanted = (MAX_EXECS + MAX_FILE_REQUESTS) as u64 * DESCRIPTORS_EACH;
+    let limit = getrlimit(Resource::Nofile)
+        .maximum
+        .map(|most| most.max(wanted));
+    let limits = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    setrlimit(Resource::Nofile, limits)?;
+    // The last that the kernel kills when memory is short.
+    std::fs::write("/proc/self/oom_score_adj", "-1000")
 }
 
 impl Agent {
@@ -227,11 +253,11 @@ impl Agent {
 
 impl Init {
     /// Waits until everything is mounted, and goes where the other programs will be.
-    async fn begin(socket: Descriptor) -> io::Result<Self> {
+    async fn begin(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Descriptor::to_wait_for(socket)?;
         let receive = |fd: &OwnedFd| supervision::receive(fd, RecvFlags::DONTWAIT);
-        let (Some((ToAgent::Ready, descriptors)), socket) =
-            (socket.when_readable(receive).await?, socket)
-        else {
+        let message = socket.when_readable(receive).await?;
+        let Some((ToAgent::Ready, descriptors)) = message else {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
         let [root] = &descriptors[..] else {
@@ -335,11 +361,17 @@ impl Agent {
     }
 }
 
-async fn shut_down(agent: &Agent, stream: Stream, grace: Duration) {
+async fn shut_down(agent: &Agent, mut stream: Stream, grace: Duration) {
     if agent.init.is_none() {
         return refuse(stream, detached()).await;
     }
-    reply(stream, Ok(Accepted)).await;
+    if write_message(&mut stream, &Ok::<_, Failure>(Accepted))
+        .await
+        .is_ok()
+    {
+        // The host drops the stream when it has the answer.
+        let _ = timeout(FAREWELL, read_message::<_, Accepted>(&mut stream)).await;
+    }
     agent.ask_init(&FromAgent::Shutdown { grace }, &[]);
 }
 

@@ -5,9 +5,8 @@
 //!
 //! When something goes wrong on the way, one line on the console says what, and the machine ends.
 
-use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 
@@ -22,6 +21,7 @@ use self::modules::Modules;
 use self::supervisor::Supervisor;
 use crate::agent;
 use crate::supervision::{self, ToAgent};
+use crate::trouble::{Attempt, Trouble, say};
 
 mod button;
 mod loopback;
@@ -30,39 +30,12 @@ mod mounts;
 mod supervisor;
 pub(crate) mod uevents;
 
-/// What went wrong, of which the machine ends.
-#[derive(Debug)]
-struct Trouble {
-    what: String,
-    source: Box<dyn std::error::Error>,
-}
-
-/// Names what was tried, for when it failed.
-trait Attempt<T> {
-    fn attempt(self, what: impl Display) -> Result<T, Trouble>;
-}
-
-impl<T, E: Into<Box<dyn std::error::Error>>> Attempt<T> for Result<T, E> {
-    fn attempt(self, what: impl Display) -> Result<T, Trouble> {
-        self.map_err(|e| Trouble {
-            what: what.to_string(),
-            source: e.into(),
-        })
-    }
-}
-
 /// Is PID 1. Returns only if the machine does not end when it is told to.
 pub fn run() {
-    if let Err(Trouble { what, source }) = boot().and_then(Supervisor::run) {
-        say(&format!("{what}: {source}"));
+    if let Err(trouble) = boot().and_then(Supervisor::run) {
+        say(&trouble.to_string());
     }
     power_off();
-}
-
-/// Prints a line on the console, where the host looks when the guest does not answer.
-pub(crate) fn say(line: &str) {
-    // There is nobody to tell that there is nobody to tell.
-    let _ = writeln!(io::stderr(), "capsa-guest: {line}");
 }
 
 fn boot() -> Result<Supervisor, Trouble> {

@@ -13,8 +13,8 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot};
 
 use super::modules::Modules;
-use super::{Attempt, Trouble, say};
 use crate::cgroup;
+use crate::trouble::{Attempt, Trouble, say};
 
 /// Where the parts of an overlay are mounted. Once it is the root, nobody sees them.
 const LOWER: &str = "/capsa/lower";

@@ -27,10 +27,10 @@ use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, wait};
 
 use super::button::{self, Buttons};
 use super::modules::Modules;
-use super::{Attempt, Trouble, say};
 use crate::cgroup::Cgroup;
 use crate::process::{self, Stdio, signal_group};
 use crate::supervision::{self, FromAgent, ToAgent};
+use crate::trouble::{Attempt, Trouble, say};
 
 /// How long the main process has after a press of the power button: less than the ten seconds after
 /// which Capsa's `stop` loses its patience.
