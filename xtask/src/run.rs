@@ -36,10 +36,11 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
     Err(command.exec()).with_context(|| format!("cannot run {}", capsa.display()))
 }
 
-/// Builds the command and tells where it is. Not optimised: that takes more than twice as long to
+/// Builds the command, and beside it the server of shared folders, and tells where it is. Not optimised: that takes more than twice as long to
 /// build, and what a VM waits for is QEMU.
 fn build_capsa() -> Result<PathBuf> {
-    check(&mut cargo(["build", "--locked", "--package", "capsa-cli"])?)?;
+    let packages = ["--package", "capsa-cli", "--package", "capsa-fs"];
+    check(cargo(["build", "--locked"])?.args(packages))?;
     Ok(debug_folder()?.join("capsa"))
 }
 

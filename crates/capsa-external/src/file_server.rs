@@ -159,6 +159,11 @@ impl FileServer {
         Ok((Self { process }, connection))
     }
 
+    /// Ends the server at once; does nothing when it has ended.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
     /// Waits until the server has ended. Cancel safe.
     pub async fn ended(&mut self) -> HypervisorFailure {
         HypervisorFailure::Exited {

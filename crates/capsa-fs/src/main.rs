@@ -9,6 +9,7 @@
 //! output says that the process is confined, and by what; then it serves until the monitor is gone.
 #![expect(unsafe_code, reason = "inherited descriptors are numbers")]
 
+use std::convert::Infallible;
 use std::env;
 use std::error::Error;
 use std::ffi::{CString, OsString};
@@ -16,7 +17,7 @@ use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
-use std::process::{ExitCode, abort};
+use std::process::{ExitCode, abort, exit};
 
 use capsa_fs::confine::{self, Confined};
 use capsa_fs::folder::SharedFolder;
@@ -32,16 +33,12 @@ fn main() -> ExitCode {
         eprintln!("{panic}");
         abort();
     }));
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = run();
+    eprintln!("{error}");
+    ExitCode::FAILURE
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
+fn run() -> Result<Infallible, Box<dyn Error>> {
     let order = Order::parse(env::args_os().skip(1).collect())?;
     let Confined {
         root,
@@ -71,9 +68,10 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut stdout = io::stdout();
     writeln!(stdout, "{walls}")?;
     stdout.flush()?;
-    // It ends when the monitor closes the connection.
+    // It ends when the monitor closes the connection. What a thread still waits for, a disk, is nobody's
+    // any more.
     let _ = daemon.wait();
-    Ok(())
+    exit(0);
 }
 
 /// What is asked for on the command line.

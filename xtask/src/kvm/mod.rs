@@ -116,9 +116,10 @@ fn try_run(bench: &Bench) -> Result<End> {
     watch::watch_guest(child, &folder, limit)
 }
 
-/// Builds the program that knows about KVM, here and in the guest. With the features that all else
-/// is built with, so that nothing is built twice.
+/// Builds the program that knows about KVM, here and in the guest, and the server of shared folders,
+/// which tests run. With the features that all else is built with, so that nothing is built twice.
 fn build_level1() -> Result<PathBuf> {
-    check(cargo(["build", "--quiet", "--bin", "level1"])?.args(EVERYTHING))?;
+    let programs = ["--bin", "level1", "--bin", "capsa-fsd"];
+    check(cargo(["build", "--quiet"])?.args(programs).args(EVERYTHING))?;
     Ok(debug_folder()?.join("level1"))
 }

@@ -13,9 +13,11 @@
 
 use std::fmt;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserHeaderFlag;
@@ -29,6 +31,7 @@ use crate::config_space::ConfigSpace;
 use crate::device::{DeviceType, DriverFault, VirtioDevice};
 use crate::notification::Notification;
 use crate::queue::{Memory, Virtqueue};
+use crate::thread::spawn_without_signals;
 use crate::wait_set::{Readiness, WaitSet};
 
 /// The queue of requests that must not wait, and the queue of all others. A request of Linux is a
@@ -38,8 +41,13 @@ const QUEUE_SIZES: [u16; 2] = [128, 1024];
 /// Bytes of the tag in the configuration space (5.11.4).
 const TAG_BYTES: usize = 36;
 
-/// How long the server may take to answer. It does so in microseconds, unless it waits for a disk.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long the server may take to be told of a driver, or to give its queues back. It takes microseconds,
+/// unless it waits for a disk. A guest cannot be kept from its reset for longer, nor the machine from its
+/// end.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// The thread that sees to it needs little.
+const STACK_SIZE: usize = 64 * 1024;
 
 const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
@@ -47,6 +55,8 @@ const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 pub struct Fs {
     config: Arc<ConfigSpace>,
     server: Frontend,
+    /// The same connection, to be ended when the server does not answer.
+    connection: UnixStream,
     /// What the server waits for, and what it writes, for each queue.
     kicks: [Notification; QUEUE_SIZES.len()],
     calls: [Notification; QUEUE_SIZES.len()],
@@ -75,18 +85,37 @@ impl Fs {
         let mut config = [0; TAG_BYTES + 4];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_BYTES..].copy_from_slice(&1u32.to_le_bytes());
-        let server = UnixStream::from(server);
-        server.set_read_timeout(Some(ANSWER))?;
-        server.set_write_timeout(Some(ANSWER))?;
+        let connection = UnixStream::from(server);
+        let server = connection.try_clone()?;
         Ok(Self {
             config: Arc::new(ConfigSpace::new(&config)),
             server: Frontend::from_stream(server, QUEUE_SIZES.len() as u64),
+            connection,
             kicks: [Notification::new()?, Notification::new()?],
             calls: [Notification::new()?, Notification::new()?],
             features: 0,
             lent: [false; QUEUE_SIZES.len()],
             owned: false,
         })
+    }
+
+    /// Talks to the server, and ends the connection if that takes too long: the server ends too then.
+    /// (The connection's own time limits would not do, as a message is tried again when one is up.)
+    fn talk<T>(&mut self, talk: impl FnOnce(&mut Self) -> T) -> io::Result<T> {
+        let connection = self.connection.try_clone()?;
+        let (done, talking) = mpsc::channel::<()>();
+        let limit = move || {
+            if talking.recv_timeout(ANSWER) == Err(RecvTimeoutError::Timeout) {
+                // It fails when the server was faster and has ended it.
+                let _ = connection.shutdown(Shutdown::Both);
+            }
+        };
+        let limit = spawn_without_signals("capsa-fs-limit", STACK_SIZE, limit)?;
+        let said = talk(self);
+        drop(done);
+        // It does nothing that panics.
+        let _ = limit.join();
+        Ok(said)
     }
 
     /// Tells the server about the driver, its memory and its queues.
@@ -151,6 +180,16 @@ impl Fs {
             .set_vring_kick(index, self.kicks[index].eventfd())?;
         self.server.set_vring_enable(index, true)
     }
+
+    /// Has the server give back the queues that it has.
+    fn take_back(&mut self) -> vhost::Result<()> {
+        for (index, lent) in self.lent.iter().enumerate() {
+            if *lent {
+                self.server.get_vring_base(index)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl VirtioDevice for Fs {
@@ -180,8 +219,9 @@ impl VirtioDevice for Fs {
 
     fn queue_ready(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<(), DriverFault> {
         if self.lent == [false; QUEUE_SIZES.len()] {
-            self.lend(queues)
-                .map_err(|error| DriverFault::Server(io::Error::other(error)))?;
+            let lent = self.talk(|device| device.lend(queues));
+            lent.and_then(|lent| lent.map_err(io::Error::other))
+                .map_err(DriverFault::Server)?;
         }
         self.kicks[index].raise();
         Ok(())
@@ -199,14 +239,17 @@ impl VirtioDevice for Fs {
     }
 
     fn reset(&mut self) {
-        for index in 0..QUEUE_SIZES.len() {
-            if std::mem::take(&mut self.lent[index])
-                && let Err(error) = self.server.get_vring_base(index)
-            {
-                tracing::error!(%error, index, "a file server does not give a queue back");
+        if self.lent != [false; QUEUE_SIZES.len()] {
+            let taken = self.talk(Self::take_back);
+            if let Err(error) = taken.and_then(|taken| taken.map_err(io::Error::other)) {
+                tracing::error!(%error, "a file server does not give its queues back");
+                // It may not use the memory any longer, whatever it does.
+                let _ = self.connection.shutdown(Shutdown::Both);
             }
-            self.kicks[index].clear();
-            self.calls[index].clear();
+            self.lent = [false; QUEUE_SIZES.len()];
+        }
+        for event in self.kicks.iter().chain(&self.calls) {
+            event.clear();
         }
     }
 }
@@ -216,3 +259,6 @@ impl fmt::Debug for Fs {
         f.debug_struct("Fs").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

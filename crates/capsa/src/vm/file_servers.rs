@@ -29,6 +29,13 @@ impl FileServers {
         Ok((Self(servers), attachments))
     }
 
+    /// Ends them, so that no machine waits for one of them at its own end.
+    pub(super) fn kill(&self) {
+        for server in &self.0 {
+            server.kill();
+        }
+    }
+
     /// Waits until one of them has ended; for ever, where there is none. Cancel safe.
     pub(super) async fn ended(&mut self) -> HypervisorFailure {
         let mut ends: Vec<Pin<Box<_>>> = self.0.iter_mut().map(|s| Box::pin(s.ended())).collect();

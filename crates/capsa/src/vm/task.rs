@@ -261,6 +261,7 @@ async fn until_end(
                     end = machine.wait() => return end,
                     () = sleep(LAST_SERVER) => {}
                 }
+                servers.kill();
                 machine.kill().await;
                 machine.wait().await;
                 let backend = vm.info.kind;
@@ -300,6 +301,7 @@ async fn until_end(
             },
         }
     }
+    servers.kill();
     machine.kill().await;
     machine.wait().await
 }

@@ -1,0 +1,313 @@
+//! The program as a monitor uses it: started with two descriptors, spoken to over vhost-user, asked in a
+//! virtqueue.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use fuse_backend_rs::abi::fuse_abi::{
+    CreateIn, EntryOut, InHeader, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID, WriteIn,
+};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
+use rustix::io::{FdFlags, fcntl_setfd};
+use tempfile::TempDir;
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::{
+    Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Of all others than the urgent requests.
+const QUEUE: usize = 1;
+const QUEUE_SIZE: u16 = 4;
+const MEMORY: usize = 1 << 20;
+const DESCRIPTORS: u64 = 0;
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const REQUEST: u64 = 0x1_0000;
+const REPLY: u64 = 0x2_0000;
+
+/// A running server, and the test as its monitor and its guest.
+struct Server {
+    process: Child,
+    walls: String,
+    /// Holds the connection.
+    frontend: Frontend,
+    memory: GuestMemoryMmap,
+    kick: EventFd,
+    call: EventFd,
+    asked: u16,
+}
+
+/// Starts the program with these arguments after the descriptors.
+fn spawn(version: &str, folder: &Path, arguments: &[&str]) -> (Child, UnixStream) {
+    let sockets = TempDir::new().unwrap();
+    let name = sockets.path().join("socket");
+    let listener: OwnedFd = UnixListener::bind(&name).unwrap().into();
+    let connection = UnixStream::connect(&name).unwrap();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = openat(CWD, folder, flags, Mode::empty()).unwrap();
+    for inherited in [listener.as_fd(), folder.as_fd()] {
+        fcntl_setfd(inherited, FdFlags::empty()).unwrap();
+    }
+    let process = Command::new(env!("CARGO_BIN_EXE_capsa-fsd"))
+        .arg(version)
+        .arg(listener.as_raw_fd().to_string())
+        .arg(folder.as_raw_fd().to_string())
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    (process, connection)
+}
+
+impl Server {
+    fn start(folder: &Path, arguments: &[&str]) -> Self {
+        let (mut process, connection) = spawn(env!("CARGO_PKG_VERSION"), folder, arguments);
+        let mut walls = String::new();
+        let mut said = BufReader::new(process.stdout.as_mut().unwrap());
+        said.read_line(&mut walls).unwrap();
+
+        let file = File::from(memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MEMORY as u64).unwrap();
+        let region = (GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)));
+        let memory = GuestMemoryMmap::from_ranges_with_files([region]).unwrap();
+        let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
+        let mut frontend = Frontend::from_stream(connection, 2);
+        frontend.set_owner().unwrap();
+        let features = frontend.get_features().unwrap();
+        assert_ne!(
+            features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
+            0
+        );
+        let wanted = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
+        assert_eq!(frontend.get_protocol_features().unwrap() & wanted, wanted);
+        frontend.set_protocol_features(wanted).unwrap();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        // No event index: each answer is signalled.
+        frontend.set_features(features & !(1 << 29)).unwrap();
+        let region = memory.iter().next().unwrap();
+        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        frontend.set_mem_table(&[region]).unwrap();
+        let here = |at| memory.get_host_address(GuestAddress(at)).unwrap() as u64;
+        let rings = VringConfigData {
+            queue_max_size: QUEUE_SIZE,
+            queue_size: QUEUE_SIZE,
+            flags: 0,
+            desc_table_addr: here(DESCRIPTORS),
+            used_ring_addr: here(USED),
+            avail_ring_addr: here(AVAILABLE),
+            log_addr: None,
+        };
+        frontend.set_vring_num(QUEUE, QUEUE_SIZE).unwrap();
+        frontend.set_vring_addr(QUEUE, &rings).unwrap();
+        frontend.set_vring_base(QUEUE, 0).unwrap();
+        frontend.set_vring_call(QUEUE, &call).unwrap();
+        frontend.set_vring_kick(QUEUE, &kick).unwrap();
+        frontend.set_vring_enable(QUEUE, true).unwrap();
+        Self {
+            process,
+            walls,
+            frontend,
+            memory,
+            kick,
+            call,
+            asked: 0,
+        }
+    }
+
+    /// Sends a request of a guest's user, and returns the reply.
+    fn ask(&mut self, opcode: Opcode, nodeid: u64, body: &[&[u8]]) -> Result<Vec<u8>, i32> {
+        let body = body.concat();
+        let header = InHeader {
+            len: u32::try_from(size_of::<InHeader>() + body.len()).unwrap(),
+            opcode: opcode as u32,
+            nodeid,
+            uid: 1000,
+            gid: 1000,
+            ..InHeader::default()
+        };
+        let request = [header.as_slice(), &body].concat();
+        let write = |bytes: &[u8], at| self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
+        write(&request, REQUEST);
+        let length = u32::try_from(request.len()).unwrap();
+        let descriptors = [(REQUEST, length, 1 | 1 << 16), (REPLY, 0x1_0000, 2u32)];
+        for (place, (address, length, flags_and_next)) in (0..).zip(descriptors) {
+            write(address.as_slice(), DESCRIPTORS + 16 * place);
+            write(length.as_slice(), DESCRIPTORS + 16 * place + 8);
+            write(flags_and_next.as_slice(), DESCRIPTORS + 16 * place + 12);
+        }
+        write(
+            &[0; 2],
+            AVAILABLE + 4 + 2 * u64::from(self.asked % QUEUE_SIZE),
+        );
+        self.asked += 1;
+        write(self.asked.as_slice(), AVAILABLE + 2);
+        self.kick.write(1).unwrap();
+
+        self.call.read().unwrap();
+        let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        assert_eq!(used, self.asked);
+        let slot = USED + 4 + 8 * u64::from((used - 1) % QUEUE_SIZE);
+        let written: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
+        let mut reply = vec![0; written as usize];
+        self.memory
+            .read_slice(&mut reply, GuestAddress(REPLY))
+            .unwrap();
+        let body = reply.split_off(size_of::<OutHeader>());
+        match OutHeader::from_slice(&reply).unwrap().error {
+            0 => Ok(body),
+            error => Err(-error),
+        }
+    }
+
+    fn status(&self, key: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.expect("a line").trim().to_owned()
+    }
+}
+
+fn read<T: ByteValued>(reply: &[u8]) -> T {
+    let mut value = T::zeroed();
+    value
+        .as_mut_slice()
+        .copy_from_slice(&reply[..size_of::<T>()]);
+    value
+}
+
+/// A shared folder in one that nobody else may enter.
+fn folder() -> (TempDir, std::path::PathBuf) {
+    let outer = TempDir::new().unwrap();
+    let shared = outer.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    (outer, shared)
+}
+
+#[test]
+fn a_confined_process_answers_in_the_queue() {
+    let (_outer, folder) = folder();
+    fs::write(folder.join("program"), "old").unwrap();
+    let as_root = rustix::process::geteuid().is_root();
+    if as_root {
+        // Neither root, nor anybody whom the outer folder lets in.
+        for path in [folder.as_path(), &folder.join("program")] {
+            chown(path, Some(4242), Some(4343)).unwrap();
+        }
+    }
+    fs::set_permissions(folder.join("program"), PermissionsExt::from_mode(0o6755)).unwrap();
+    let mut server = Server::start(&folder, &["rw", "auto"]);
+
+    for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"] {
+        assert_eq!(server.status(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(
+        (server.status("Seccomp:"), server.status("NoNewPrivs:")),
+        ("2".into(), "1".into())
+    );
+    if as_root {
+        assert!(
+            server
+                .status("Uid:")
+                .split_whitespace()
+                .all(|uid| uid == "4242")
+        );
+        assert!(
+            server
+                .status("Gid:")
+                .split_whitespace()
+                .all(|gid| gid == "4343")
+        );
+        assert_eq!(server.status("Groups:"), "");
+    }
+    if as_root && server.walls.contains("namespaces") {
+        let root = fs::read_dir(format!("/proc/{}/root", server.process.id())).unwrap();
+        let names: Vec<_> = root.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["program"]);
+    }
+
+    let found = server
+        .ask(Opcode::Lookup, ROOT_ID, &[b"program\0"])
+        .unwrap();
+    let program: EntryOut = read(&found);
+    let flags = libc::O_WRONLY.cast_unsigned();
+    let wanted = OpenIn {
+        flags,
+        fuse_flags: 0,
+    };
+    let opened = server
+        .ask(Opcode::Open, program.nodeid, &[wanted.as_slice()])
+        .unwrap();
+    let fh = read::<OpenOut>(&opened).fh;
+    let wanted = WriteIn {
+        fh,
+        size: 3,
+        ..WriteIn::default()
+    };
+    server
+        .ask(Opcode::Write, program.nodeid, &[wanted.as_slice(), b"new"])
+        .unwrap();
+    let found = fs::metadata(folder.join("program")).unwrap();
+    assert_eq!(fs::read(folder.join("program")).unwrap(), b"new");
+    assert_eq!(
+        found.mode() & 0o7777,
+        0o755,
+        "who writes to a program of others' power ends it"
+    );
+
+    let wanted = CreateIn {
+        flags,
+        mode: 0o644,
+        umask: 0,
+        fuse_flags: 0,
+    };
+    server
+        .ask(Opcode::Create, ROOT_ID, &[wanted.as_slice(), b"made\0"])
+        .unwrap();
+    let (made, owner) = (fs::metadata(folder.join("made")), fs::metadata(&folder));
+    let (made, owner) = (made.unwrap(), owner.unwrap());
+    assert_eq!((made.uid(), made.gid()), (owner.uid(), owner.gid()));
+}
+
+#[test]
+fn it_ends_when_its_monitor_is_gone() {
+    let (_outer, folder) = folder();
+    let Server {
+        mut process,
+        frontend,
+        ..
+    } = Server::start(&folder, &["ro", "none"]);
+    drop(frontend);
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_it_is_not_asked_for_as_it_should_be_is_refused() {
+    let (_outer, folder) = folder();
+    let own = env!("CARGO_PKG_VERSION");
+    for (version, arguments, words) in [
+        ("0.0.0", &["ro", "auto"][..], "started it is capsa 0.0.0"),
+        (own, &["wr", "auto"], "is no access"),
+        (own, &["rw", "sometimes"], "is no cache policy"),
+        (own, &["rw"], "there is no cache policy"),
+    ] {
+        let (mut process, _connection) = spawn(version, &folder, arguments);
+        let mut said = String::new();
+        process
+            .stderr
+            .as_mut()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert_eq!(process.wait().unwrap().code(), Some(1));
+        assert!(said.contains(words), "{said}");
+    }
+}
