@@ -1,34 +1,25 @@
-//! Programs: starting them, carrying their streams, reporting their end.
+//! Programs: starting them, doing to them what the host wants, reporting their end.
 
 use std::collections::HashSet;
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExecRequest, ExitStatus, WindowSize};
+use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExecRequest, ExitStatus};
 use capsa_agent_proto::frame::{read_message, write_message};
 use capsa_agent_proto::{Failure, FailureKind, MAX_EXECS};
 use futures_util::future::{Either, select};
-use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use rustix::pipe::{PipeFlags, pipe_with};
+use futures_util::{AsyncRead, AsyncReadExt};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use yamux::Stream;
 
 use super::Agent;
 use super::descriptor::Descriptor;
-use super::streams::Kind;
+use super::stdio::{HostStreams, resize};
 use crate::cgroup::Cgroup;
-use crate::process::{self, Stdio};
+use crate::process;
 use crate::supervision::FromAgent;
-
-/// Bytes that a stream moves at once: what the multiplexer makes one frame of.
-const BUFFER_BYTES: usize = 16 << 10;
-
-/// What a terminal takes for the end of its input: control-D, `VEOF`'s default.
-const END_OF_INPUT: &[u8] = &[4];
 
 /// The programs that run.
 pub(super) struct Execs {
@@ -133,101 +124,6 @@ pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
             let _ = cgroup.kill();
         }
         cgroups.remove(cgroup);
-    }
-}
-
-/// The ends of the standard streams that the host holds.
-struct HostStreams {
-    stdin: Option<Stream>,
-    stdout: Option<Stream>,
-    stderr: Option<Stream>,
-}
-
-impl HostStreams {
-    async fn take(agent: &Agent, request: &ExecRequest) -> Result<Self, Failure> {
-        let take = async |wanted, kind| match wanted {
-            true => agent.streams.take((request.id, kind)).await.map(Some),
-            false => Ok(None),
-        };
-        Ok(Self {
-            stdin: take(request.streams.stdin, Kind::Stdin).await?,
-            stdout: take(request.streams.stdout, Kind::Stdout).await?,
-            stderr: take(request.streams.stderr, Kind::Stderr).await?,
-        })
-    }
-
-    /// Makes the program's ends of the streams, and carries what flows.
-    fn connect(self, terminal: Option<WindowSize>) -> io::Result<(Stdio, Option<Descriptor>)> {
-        let Some(size) = terminal else {
-            let stdio = Stdio {
-                stdin: self.stdin.map_or_else(process::null, |stream| {
-                    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (w, r))?;
-                    tokio::spawn(carry_input(stream, Descriptor::new(ours)?, &[]));
-                    Ok(theirs)
-                })?,
-                stdout: self.stdout.map_or_else(process::null, output)?,
-                stderr: self.stderr.map_or_else(process::null, output)?,
-            };
-            return Ok((stdio, None));
-        };
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let ours = openpt(flags)?;
-        unlockpt(&ours)?;
-        let theirs = ioctl_tiocgptpeer(&ours, flags)?;
-        let ours = Descriptor::new(ours)?;
-        resize(&ours, size)?;
-        if let Some(stream) = self.stdin {
-            tokio::spawn(carry_input(stream, ours.clone(), END_OF_INPUT));
-        }
-        if let Some(stream) = self.stdout {
-            tokio::spawn(carry(ours.clone(), stream));
-        }
-        let stdio = Stdio {
-            stdin: process::duplicate(&theirs)?,
-            stdout: process::duplicate(&theirs)?,
-            stderr: theirs,
-        };
-        Ok((stdio, Some(ours)))
-    }
-}
-
-fn output(stream: Stream) -> io::Result<std::os::fd::OwnedFd> {
-    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    tokio::spawn(carry(Descriptor::new(ours)?, stream));
-    Ok(theirs)
-}
-
-/// Carries what the host sends, and then `end`.
-async fn carry_input(stream: Stream, mut descriptor: Descriptor, end: &'static [u8]) {
-    let all = carry_some(stream, &mut descriptor).await;
-    if all.is_ok() {
-        // A program that is gone needs no end of its input.
-        let _ = descriptor.write_all(end).await;
-    }
-}
-
-/// Carries what a program writes, and then closes the stream.
-///
-/// When either side is gone, both ends close: the program then writes to a broken pipe, the host
-/// reads the end.
-async fn carry(descriptor: Descriptor, mut stream: Stream) {
-    if carry_some(descriptor, &mut stream).await.is_ok() {
-        let _ = stream.close().await;
-    }
-}
-
-/// Carries bytes until the reader ends, and holds no more than one buffer of them.
-async fn carry_some<R, W>(mut reader: R, writer: &mut W) -> io::Result<()>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match reader.read(&mut buffer).await? {
-            0 => return Ok(()),
-            length => writer.write_all(&buffer[..length]).await?,
-        }
     }
 }
 
@@ -358,14 +254,4 @@ async fn obey(agent: &Agent, program: &Control, mut reader: impl AsyncRead + Unp
             (ExecControl::Acknowledge, _) => return,
         }
     }
-}
-
-fn resize(terminal: &Descriptor, size: WindowSize) -> io::Result<()> {
-    let size = Winsize {
-        ws_row: size.rows,
-        ws_col: size.cols,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    Ok(tcsetwinsize(terminal.fd(), size)?)
 }

@@ -43,6 +43,7 @@ mod descriptor;
 mod exec;
 mod files;
 mod info;
+mod stdio;
 mod streams;
 
 /// The argument with which PID 1 runs this program as the agent. The other end of the pair of

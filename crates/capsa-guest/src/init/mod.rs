@@ -24,6 +24,7 @@ use crate::supervision::{self, ToAgent};
 use crate::trouble::{Attempt, Trouble, say};
 
 mod button;
+mod late;
 mod loopback;
 mod modules;
 mod mounts;

@@ -10,7 +10,6 @@
 //!                     else: SIGTERM, grace, power off
 //! ```
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +25,7 @@ use rustix::net::RecvFlags;
 use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, wait};
 
 use super::button::{self, Buttons};
+use super::late::LateModules;
 use super::modules::Modules;
 use crate::cgroup::Cgroup;
 use crate::process::{self, Stdio, signal_group};
@@ -44,9 +44,7 @@ pub(super) struct Supervisor {
     agent: Option<Agent>,
     main: Main,
     buttons: Buttons,
-    modules: Modules,
-    /// The modules that nobody waits for, and that have not been loaded yet.
-    late: Late,
+    late: LateModules,
     /// Children may have ended of which no signal tells any more.
     unreaped: bool,
     /// When the machine ends, whoever still runs.
@@ -68,23 +66,6 @@ enum Main {
     /// It has ended, and the host is being told.
     Ended,
 }
-
-/// The drivers of devices that no start waits for.
-enum Late {
-    /// Nothing is loaded before this time.
-    Waiting(Instant),
-    /// The devices have been looked at this many times, and these modules found.
-    Loading(u32, VecDeque<String>),
-    Done,
-}
-
-/// How long after the start the drivers are loaded that no start waits for: a short command is over
-/// by then, and has had the processor for itself.
-const LATE: Duration = Duration::from_secs(1);
-
-/// How often the devices are looked at: drivers bring forth devices, as the button's driver does an
-/// input device.
-const LOOKS: u32 = 3;
 
 /// How many children are waited for before something else gets its turn: programs that start
 /// programs without end must not keep the host from being heard.
@@ -119,8 +100,7 @@ impl Supervisor {
             }),
             main: Main::None,
             buttons: Buttons::default(),
-            modules,
-            late: Late::Waiting(Instant::now() + LATE),
+            late: LateModules::new(modules),
             // One may have ended before its signal was blocked.
             unreaped: true,
             deadline: None,
@@ -144,8 +124,8 @@ impl Supervisor {
             {
                 return Ok(());
             }
-            if !ready.is_any() {
-                self.load_late();
+            if !ready.is_any() && self.late.load_next() {
+                self.buttons.look();
             }
         }
     }
@@ -153,12 +133,9 @@ impl Supervisor {
     /// Waits for the next event; for none, while there is something else to do.
     fn wait(&mut self) -> io::Result<Ready> {
         let now = Instant::now();
-        let next = match self.late {
-            _ if self.unreaped => Some(now),
-            Late::Loading(..) => Some(now),
-            Late::Waiting(until) => Some(self.deadline.map_or(until, |at| at.min(until))),
-            Late::Done => self.deadline,
-        };
+        let unreaped = self.unreaped.then_some(now);
+        let next = [unreaped, self.late.due(now), self.deadline];
+        let next = next.into_iter().flatten().min();
         let left = next.map(|at| at.saturating_duration_since(now));
         let timeout = left
             .map(Timespec::try_from)
@@ -198,30 +175,6 @@ impl Supervisor {
             self.buttons.look();
         }
         Ok(ready)
-    }
-
-    /// Loads one of the modules that nobody waits for, once it is time.
-    fn load_late(&mut self) {
-        let (looks, modules) = match &mut self.late {
-            Late::Waiting(until) if *until <= Instant::now() => {
-                self.late = Late::Loading(0, VecDeque::new());
-                return;
-            }
-            Late::Loading(looks, modules) => (looks, modules),
-            Late::Waiting(_) | Late::Done => return,
-        };
-        if let Some(module) = modules.pop_front() {
-            // A driver that does not want its device is no reason to end.
-            if let Err(e) = self.modules.load(&module) {
-                say(&format!("load the module {module}: {e}"));
-            }
-        } else if *looks < LOOKS {
-            *looks += 1;
-            *modules = self.modules.for_devices();
-        } else {
-            self.late = Late::Done;
-            self.buttons.look();
-        }
     }
 
     /// Waits for children that have ended: its own, and those whose parents did not.

@@ -1,0 +1,133 @@
+//! The standard streams of programs: pipes or a terminal on one side, the host's streams on the other.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use capsa_agent_proto::Failure;
+use capsa_agent_proto::exec::{ExecRequest, WindowSize};
+use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use yamux::Stream;
+
+use super::Agent;
+use super::descriptor::Descriptor;
+use super::streams::Kind;
+use crate::process::{self, Stdio};
+
+/// Bytes that a stream moves at once: what the multiplexer makes one frame of.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// What a terminal takes for the end of its input: control-D, `VEOF`'s default.
+const END_OF_INPUT: &[u8] = &[4];
+
+/// The ends of the standard streams that the host holds.
+pub(super) struct HostStreams {
+    stdin: Option<Stream>,
+    stdout: Option<Stream>,
+    stderr: Option<Stream>,
+}
+
+impl HostStreams {
+    /// Waits until the host has opened all that it wants.
+    pub(super) async fn take(agent: &Agent, request: &ExecRequest) -> Result<Self, Failure> {
+        let take = async |wanted, kind| match wanted {
+            true => agent.streams.take((request.id, kind)).await.map(Some),
+            false => Ok(None),
+        };
+        Ok(Self {
+            stdin: take(request.streams.stdin, Kind::Stdin).await?,
+            stdout: take(request.streams.stdout, Kind::Stdout).await?,
+            stderr: take(request.streams.stderr, Kind::Stderr).await?,
+        })
+    }
+
+    /// Makes the program's ends of the streams, and carries what flows.
+    pub(super) fn connect(
+        self,
+        terminal: Option<WindowSize>,
+    ) -> io::Result<(Stdio, Option<Descriptor>)> {
+        let Some(size) = terminal else {
+            let stdio = Stdio {
+                stdin: self.stdin.map_or_else(process::null, |stream| {
+                    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (w, r))?;
+                    tokio::spawn(carry_input(stream, Descriptor::new(ours)?, &[]));
+                    Ok(theirs)
+                })?,
+                stdout: self.stdout.map_or_else(process::null, output)?,
+                stderr: self.stderr.map_or_else(process::null, output)?,
+            };
+            return Ok((stdio, None));
+        };
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = openpt(flags)?;
+        unlockpt(&ours)?;
+        let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+        let ours = Descriptor::new(ours)?;
+        resize(&ours, size)?;
+        if let Some(stream) = self.stdin {
+            tokio::spawn(carry_input(stream, ours.clone(), END_OF_INPUT));
+        }
+        if let Some(stream) = self.stdout {
+            tokio::spawn(carry(ours.clone(), stream));
+        }
+        let stdio = Stdio {
+            stdin: process::duplicate(&theirs)?,
+            stdout: process::duplicate(&theirs)?,
+            stderr: theirs,
+        };
+        Ok((stdio, Some(ours)))
+    }
+}
+
+fn output(stream: Stream) -> io::Result<OwnedFd> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    tokio::spawn(carry(Descriptor::new(ours)?, stream));
+    Ok(theirs)
+}
+
+/// Carries what the host sends, and then `end`.
+async fn carry_input(stream: Stream, mut descriptor: Descriptor, end: &'static [u8]) {
+    let all = carry_some(stream, &mut descriptor).await;
+    if all.is_ok() {
+        // A program that is gone needs no end of its input.
+        let _ = descriptor.write_all(end).await;
+    }
+}
+
+/// Carries what a program writes, and then closes the stream.
+///
+/// When either side is gone, both ends close: the program then writes to a broken pipe, the host
+/// reads the end.
+async fn carry(descriptor: Descriptor, mut stream: Stream) {
+    if carry_some(descriptor, &mut stream).await.is_ok() {
+        let _ = stream.close().await;
+    }
+}
+
+/// Carries bytes until the reader ends, and holds no more than one buffer of them.
+async fn carry_some<R, W>(mut reader: R, writer: &mut W) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match reader.read(&mut buffer).await? {
+            0 => return Ok(()),
+            length => writer.write_all(&buffer[..length]).await?,
+        }
+    }
+}
+
+/// Changes the size of a terminal.
+pub(super) fn resize(terminal: &Descriptor, size: WindowSize) -> io::Result<()> {
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(tcsetwinsize(terminal.fd(), size)?)
+}
