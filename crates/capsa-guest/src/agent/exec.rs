@@ -16,6 +16,7 @@ use yamux::Stream;
 
 use super::Agent;
 use super::descriptor::Descriptor;
+use super::init::Init;
 use super::stdio::{HostStreams, resize};
 use crate::cgroup::Cgroup;
 use crate::process;
@@ -97,11 +98,10 @@ pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
     };
     let _ = say(ExecEvent::Started { pid: program.pid }).await;
 
-    let is_main = matches!(program.end, End::Main(_));
     let Program { end, control, .. } = program;
     {
         let end = pin!(end.wait());
-        let controls = pin!(obey(agent, &control, reader));
+        let controls = pin!(obey(&control, reader));
         let (status, controls) = match select(end, controls).await {
             Either::Left((status, controls)) => (status, Some(controls)),
             // The host says nothing more; the program goes on.
@@ -112,12 +112,12 @@ pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
         }
         // The machine ends when the host has read all output, however long that takes: it can end
         // the machine itself at any time.
-        if let (true, Some(controls)) = (is_main, controls) {
+        if let (Target::Main(_), Some(controls)) = (&control.target, controls) {
             controls.await;
         }
     }
-    if is_main {
-        agent.ask_init(&FromAgent::Acknowledged, &[]);
+    if let Target::Main(init) = control.target {
+        init.tell(&FromAgent::Acknowledged);
     }
     if let (Some(cgroup), Some(cgroups)) = (control.cgroup, &agent.cgroups) {
         if request.kill_rest {
@@ -128,10 +128,10 @@ pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
 }
 
 /// A program that runs.
-struct Program {
+struct Program<'a> {
     pid: u32,
     end: End,
-    control: Control,
+    control: Control<'a>,
 }
 
 /// How one learns how a program ends.
@@ -142,17 +142,24 @@ enum End {
     Main(oneshot::Receiver<ExitStatus>),
 }
 
-/// What can be done to a program.
-struct Control {
-    /// The process group, if it is the agent's to signal.
-    group: Option<Pid>,
+/// What is needed to do something to a program.
+struct Control<'a> {
+    target: Target<'a>,
     cgroup: Option<Cgroup>,
     terminal: Option<Descriptor>,
 }
 
-impl Program {
+/// Whom a signal goes to.
+enum Target<'a> {
+    /// A process group of the agent's.
+    Group(Pid),
+    /// The main process, through its parent.
+    Main(&'a Init),
+}
+
+impl<'a> Program<'a> {
     async fn start(
-        agent: &Agent,
+        agent: &'a Agent,
         request: &ExecRequest,
         streams: HostStreams,
     ) -> Result<Self, Failure> {
@@ -168,9 +175,10 @@ impl Program {
             .connect(request.terminal)
             .map_err(|e| Failure::io("make the standard streams", &e))?;
         if request.main {
-            let (pid, end) = agent.start_main(request, &stdio).await?;
+            let init = agent.init()?;
+            let (pid, end) = init.start_main(request, &stdio).await?;
             let control = Control {
-                group: None,
+                target: Target::Main(init),
                 cgroup: None,
                 terminal,
             };
@@ -203,7 +211,7 @@ impl Program {
                 pid: pid.as_raw_nonzero().get().unsigned_abs(),
                 end: End::Child(pid, descriptor),
                 control: Control {
-                    group: Some(pid),
+                    target: Target::Group(pid),
                     cgroup,
                     terminal,
                 },
@@ -234,17 +242,19 @@ impl End {
 }
 
 /// Does what the host wants of a program, until it says nothing more.
-async fn obey(agent: &Agent, program: &Control, mut reader: impl AsyncRead + Unpin) {
+async fn obey(program: &Control<'_>, mut reader: impl AsyncRead + Unpin) {
     while let Ok(Some(control)) = read_message(&mut reader).await {
-        match (control, program.group) {
-            (ExecControl::Signal(signal), Some(group)) => process::signal_group(group, signal),
-            (ExecControl::Signal(signal), None) => {
-                agent.ask_init(&FromAgent::SignalMain(signal), &[]);
+        match (control, &program.target) {
+            (ExecControl::Signal(signal), Target::Group(group)) => {
+                process::signal_group(*group, signal);
             }
-            (ExecControl::Kill, Some(group)) => {
-                process::kill_all(group, program.cgroup.as_ref());
+            (ExecControl::Signal(signal), Target::Main(init)) => {
+                init.tell(&FromAgent::SignalMain(signal));
             }
-            (ExecControl::Kill, None) => agent.ask_init(&FromAgent::KillMain, &[]),
+            (ExecControl::Kill, Target::Group(group)) => {
+                process::kill_all(*group, program.cgroup.as_ref());
+            }
+            (ExecControl::Kill, Target::Main(init)) => init.tell(&FromAgent::KillMain),
             (ExecControl::Resize(size), _) => {
                 if let Some(terminal) = &program.terminal {
                     // It may have been hung up.

@@ -7,13 +7,12 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_agent_proto::copy::MAX_DEPTH;
-use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
 use capsa_agent_proto::frame::{Message, read_message, write_message};
 use capsa_agent_proto::preamble::{self, Token};
 use capsa_agent_proto::{
@@ -22,18 +21,18 @@ use capsa_agent_proto::{
 use futures_util::io::{BufReader, BufWriter};
 use futures_util::{AsyncRead, AsyncWrite};
 use rustix::net::RecvFlags;
-use rustix::process::{Resource, Rlimit, chroot, fchdir, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use tokio::runtime;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use yamux::{Connection, ConnectionError, Mode, Stream};
 
 use self::descriptor::Descriptor;
 use self::exec::Execs;
+use self::init::Init;
 use self::streams::{Kind, Streams};
 use crate::cgroup::Cgroups;
-use crate::process::Stdio;
 use crate::supervision::{self, FromAgent, ToAgent};
 use crate::trouble::{Attempt, Trouble, say};
 
@@ -43,6 +42,7 @@ mod descriptor;
 mod exec;
 mod files;
 mod info;
+mod init;
 mod stdio;
 mod streams;
 
@@ -78,26 +78,6 @@ pub struct Agent {
     files: Arc<Semaphore>,
     cgroups: Option<Cgroups>,
     init: Option<Init>,
-}
-
-/// PID 1, as the agent sees it.
-struct Init {
-    socket: Descriptor,
-    main: Mutex<Main>,
-}
-
-/// Who waits for news of the main process.
-#[derive(Default)]
-enum Main {
-    /// There was none yet.
-    #[default]
-    None,
-    Starting(
-        oneshot::Sender<Result<u32, Failure>>,
-        oneshot::Sender<ExitStatus>,
-    ),
-    Running(oneshot::Sender<ExitStatus>),
-    Over,
 }
 
 /// Is the agent, until the channel ends.
@@ -178,9 +158,12 @@ impl Agent {
             cgroups: Cgroups::open(),
             init,
         });
-        if agent.init.is_some() {
-            tokio::spawn(hear_init(agent.clone()));
-        }
+        let hearing = agent.clone();
+        tokio::spawn(async move {
+            if let Some(init) = &hearing.init {
+                init.hear_all().await;
+            }
+        });
         agent
     }
 
@@ -206,104 +189,18 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells PID 1 something. If it cannot be told, the machine is about to end.
-    fn ask_init(&self, message: &FromAgent, descriptors: &[BorrowedFd<'_>]) {
-        if let Some(init) = &self.init {
-            let _ = supervision::send(init.socket.fd(), message, descriptors);
-        }
-    }
-
-    fn set_clock(&self, time: Duration) -> Result<Accepted, Failure> {
-        self.init.as_ref().ok_or_else(detached)?;
-        set_clock(time).map_err(|e| Failure::io("set the clock", &e))?;
-        Ok(Accepted)
-    }
-
-    /// Lets PID 1 start the main process. Returns its process id, and what tells how it ends.
-    async fn start_main(
-        &self,
-        request: &ExecRequest,
-        stdio: &Stdio,
-    ) -> Result<(u32, oneshot::Receiver<ExitStatus>), Failure> {
-        let init = self.init.as_ref().ok_or_else(detached)?;
-        let (started, is_started) = oneshot::channel();
-        let (ended, is_ended) = oneshot::channel();
-        {
-            let mut main = init.main();
-            if !matches!(*main, Main::None) {
-                let detail = "there is a main process already, or was";
-                return Err(Failure::new(FailureKind::Invalid, detail));
-            }
-            *main = Main::Starting(started, ended);
-        }
-        let file = supervision::store(request).map_err(|e| Failure::io("send a request", &e))?;
-        let descriptors = [
-            file.as_fd(),
-            stdio.stdin.as_fd(),
-            stdio.stdout.as_fd(),
-            stdio.stderr.as_fd(),
-        ];
-        supervision::send(init.socket.fd(), &FromAgent::StartMain, &descriptors)
-            .map_err(|e| Failure::io("ask the first process", &e))?;
-        match is_started.await {
-            Ok(pid) => Ok((pid?, is_ended)),
-            Err(e) => Err(Failure::new(FailureKind::Other, e.to_string())),
-        }
-    }
-}
-
-impl Init {
-    /// Waits until everything is mounted, and goes where the other programs will be.
-    async fn begin(socket: OwnedFd) -> io::Result<Self> {
-        let socket = Descriptor::to_wait_for(socket)?;
-        let receive = |fd: &OwnedFd| supervision::receive(fd, RecvFlags::DONTWAIT);
-        let message = socket.when_readable(receive).await?;
-        let Some((ToAgent::Ready, descriptors)) = message else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        };
-        let [root] = &descriptors[..] else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        fchdir(root)?;
-        chroot(c".")?;
-        Ok(Self {
-            socket,
-            main: Mutex::default(),
+    /// PID 1, which an agent that is no guest's does not have.
+    fn init(&self) -> Result<&Init, Failure> {
+        self.init.as_ref().ok_or_else(|| {
+            let detail = "there is no first process, so this is no guest";
+            Failure::new(FailureKind::Unsupported, detail)
         })
     }
 
-    fn main(&self) -> std::sync::MutexGuard<'_, Main> {
-        self.main.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Passes on what PID 1 says. Whoever waited for it may have given up.
-    fn hear(&self, message: ToAgent) {
-        let mut main = self.main();
-        *main = match (std::mem::replace(&mut *main, Main::Over), message) {
-            (Main::Starting(started, ended), ToAgent::MainStarted { pid }) => {
-                let _ = started.send(Ok(pid));
-                Main::Running(ended)
-            }
-            // Another try is allowed.
-            (Main::Starting(started, _), ToAgent::MainFailed(failure)) => {
-                let _ = started.send(Err(failure));
-                Main::None
-            }
-            (Main::Running(ended), ToAgent::MainEnded(status)) => {
-                let _ = ended.send(status);
-                Main::Over
-            }
-            (main, _) => main,
-        };
-    }
-}
-
-/// Hears PID 1 for as long as it is there, which is longer than the agent.
-async fn hear_init(agent: Arc<Agent>) {
-    let Some(init) = &agent.init else { return };
-    let receive = |fd: &OwnedFd| supervision::receive(fd, RecvFlags::DONTWAIT);
-    while let Ok(Some((message, _))) = init.socket.when_readable(receive).await {
-        init.hear(message);
+    fn set_clock(&self, time: Duration) -> Result<Accepted, Failure> {
+        self.init()?;
+        set_clock(time).map_err(|e| Failure::io("set the clock", &e))?;
+        Ok(Accepted)
     }
 }
 
@@ -363,23 +260,16 @@ impl Agent {
 }
 
 async fn shut_down(agent: &Agent, mut stream: Stream, grace: Duration) {
-    if agent.init.is_none() {
-        return refuse(stream, detached()).await;
-    }
-    if write_message(&mut stream, &Ok::<_, Failure>(Accepted))
-        .await
-        .is_ok()
-    {
+    let init = match agent.init() {
+        Ok(init) => init,
+        Err(failure) => return refuse(stream, failure).await,
+    };
+    let answer = Ok::<_, Failure>(Accepted);
+    if write_message(&mut stream, &answer).await.is_ok() {
         // The host drops the stream when it has the answer.
         let _ = timeout(FAREWELL, read_message::<_, Accepted>(&mut stream)).await;
     }
-    agent.ask_init(&FromAgent::Shutdown { grace }, &[]);
-}
-
-/// The refusal of what changes the machine, by an agent that is not the only one on it.
-fn detached() -> Failure {
-    let detail = "there is no first process, so this is no guest";
-    Failure::new(FailureKind::Unsupported, detail)
+    init.tell(&FromAgent::Shutdown { grace });
 }
 
 async fn reply<M: Message>(mut stream: Stream, answer: Result<M, Failure>) {
