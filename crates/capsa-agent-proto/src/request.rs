@@ -69,7 +69,8 @@ pub enum Open {
         /// What the copied file or folder is called in the guest. Its folder must be there.
         path: Vec<u8>,
     },
-    /// A tree of the guest. Answer: [`CopyItem`](crate::copy::CopyItem)s.
+    /// A tree of the guest. Answer: [`Accepted`] or [`Failure`], then
+    /// [`CopyItem`](crate::copy::CopyItem)s.
     CopyOut {
         /// The file or folder.
         path: Vec<u8>,
@@ -100,7 +101,8 @@ pub struct Accepted;
 
 impl Message for Accepted {}
 
-/// Why the agent cannot do what it was asked.
+/// Why the agent cannot do what it was asked. Except on a program's stream, it comes as the `Err` of a
+/// `Result`, whatever the answer would have been.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// For programs.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use capsa_agent_proto::copy::{CopyItem, CopySummary, EntryPath, LinkTarget, Order, Permissions};
 use capsa_agent_proto::frame::{expect_message, write_message};
-use capsa_agent_proto::{Failure, FailureKind};
+use capsa_agent_proto::{Accepted, Failure, FailureKind};
 use rustix::fs::OFlags;
 use yamux::Stream;
 
@@ -26,6 +26,11 @@ enum Phase {
 
 /// Sends a tree to the host.
 pub(super) fn send(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
+    files::answer(stream, |_| {
+        let found = fs::symlink_metadata(as_path(path));
+        found.map_err(|e| failure("look at", path, &e))?;
+        Ok(Accepted)
+    })?;
     let mut sender = Sender {
         stream,
         phase: Phase::Tree,
@@ -175,6 +180,7 @@ pub(super) fn receive(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
             }
         }
     })
+    .map(drop)
 }
 
 /// Makes one part of the tree.

@@ -52,17 +52,19 @@ pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
     Handle::current().block_on(future)
 }
 
-/// Answers with what `work` makes, unless the host is gone.
+/// Answers with what `work` makes, unless the host is gone. After a failure there is nothing more
+/// to say.
 pub(super) fn answer<M: Message>(
     stream: &mut Stream,
     work: impl FnOnce(&mut Stream) -> Result<M, Trouble>,
-) -> Result<(), Trouble> {
+) -> Result<M, Trouble> {
     let answer = match work(stream) {
         Ok(answer) => Ok(answer),
         Err(Trouble::Failure(failure)) => Err(failure),
         Err(Trouble::Stream) => return Err(Trouble::Stream),
     };
-    Ok(wait(write_message(stream, &answer))?)
+    wait(write_message(stream, &answer))?;
+    Ok(answer?)
 }
 
 pub(super) fn read(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
@@ -78,10 +80,11 @@ pub(super) fn read(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
         opened = Some(file);
         Ok(describe(&metadata))
     })?;
-    match opened {
-        Some(mut file) => send_content(stream, &mut file, path).map(drop),
-        None => Ok(()),
-    }
+    // It was opened, or there would have been an answer of another kind.
+    let Some(mut file) = opened else {
+        return Ok(());
+    };
+    send_content(stream, &mut file, path).map(drop)
 }
 
 /// Sends what is left of a file. Returns how much that was.
@@ -120,6 +123,7 @@ pub(super) fn write(stream: &mut Stream, path: &[u8], mode: u16) -> Result<(), T
         receive_content(stream, &mut file, path)?;
         Ok(Accepted)
     })
+    .map(drop)
 }
 
 /// Writes the content that comes. Returns how much that was.
@@ -146,8 +150,7 @@ pub(super) fn receive_content(
 pub(super) fn list(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
     let mut entries = None;
     loop {
-        let mut is_last = true;
-        answer(stream, |_| {
+        let part = answer(stream, |_| {
             let entries = match &mut entries {
                 Some(entries) => entries,
                 None => {
@@ -155,11 +158,10 @@ pub(super) fn list(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
                     entries.insert(opened.map_err(|e| failure("list", path, &e))?)
                 }
             };
-            let part = next_part(entries).map_err(|e| failure("list", path, &e))?;
-            is_last = part.entries.is_empty();
-            Ok(part)
+            let part = next_part(entries);
+            Ok(part.map_err(|e| failure("list", path, &e))?)
         })?;
-        if is_last {
+        if part.entries.is_empty() {
             return Ok(());
         }
     }
@@ -198,6 +200,7 @@ pub(super) fn stat(stream: &mut Stream, path: &[u8], follow: bool) -> Result<(),
             Err(e) => Err(failure("look at", path, &e).into()),
         }
     })
+    .map(drop)
 }
 
 /// What is known about a file.

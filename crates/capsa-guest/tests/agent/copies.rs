@@ -9,7 +9,7 @@ use capsa_agent_proto::copy::{CopyItem, CopySummary, EntryPath, Order, Permissio
 use capsa_agent_proto::frame::{
     Chunk, end_content, expect_message, read_chunk, read_message, write_chunk, write_message,
 };
-use capsa_agent_proto::{Failure, FailureKind, Open};
+use capsa_agent_proto::{Accepted, Failure, FailureKind, Open};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use yamux::Stream;
 
@@ -34,6 +34,8 @@ fn mode(path: &Path) -> u32 {
 /// Receives a tree, whose order it checks.
 async fn copy_out(host: &Host, path: &Path) -> Result<(Vec<Part>, CopySummary), Failure> {
     let mut stream = host.open(&Open::CopyOut { path: bytes(path) }).await;
+    let answer: Result<Accepted, Failure> = expect_message(&mut stream).await.unwrap();
+    answer?;
     let (mut parts, mut order, mut chunk) = (Vec::new(), Order::default(), Vec::new());
     loop {
         let item: CopyItem = expect_message(&mut stream).await.unwrap();
@@ -146,6 +148,8 @@ async fn what_cannot_be_sent_is_refused() {
     let (host, folder) = (agent(), tempfile::tempdir().unwrap());
     let missing = copy_out(&host, &folder.path().join("missing")).await;
     assert_eq!(missing.unwrap_err().kind, FailureKind::NotFound);
+    let relative = copy_out(&host, Path::new("etc")).await;
+    assert_eq!(relative.unwrap_err().kind, FailureKind::Invalid);
     let device = copy_out(&host, Path::new("/dev/null")).await;
     assert_eq!(device.unwrap_err().kind, FailureKind::Invalid);
     let deep = vec!["d"; 200].join("/");
