@@ -27,6 +27,10 @@ use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+/// Most files and folders that the guest may remember at a time: 300 bytes each here, and about a
+/// kilobyte in its kernel.
+const MAX_NODES: usize = 1 << 20;
+
 fn main() -> ExitCode {
     // A thread of the server's that panics would leave the guest waiting for ever.
     std::panic::set_hook(Box::new(|panic| {
@@ -50,8 +54,10 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
         writable: order.writable,
         cache: order.cache,
         only: order.only,
-        // The rest is for the queues, the guest's memory and the sockets.
-        max_nodes: max_descriptors / 8 * 6,
+        max_nodes: MAX_NODES,
+        // An eighth is left for the queues, the guest's memory and the sockets.
+        max_folders: max_descriptors / 8 * 4,
+        max_recent: max_descriptors / 8,
         max_handles: max_descriptors / 8,
     };
     let folder = SharedFolder::new(root, descriptors, settings)?;

@@ -34,8 +34,12 @@ pub struct Settings {
     pub cache: Cache,
     /// The only name in the folder that it sees, a regular file's: the share of a single file.
     pub only: Option<CString>,
-    /// Most files and folders that it may remember at a time; each is a descriptor here.
+    /// Most files and folders that it may remember at a time.
     pub max_nodes: usize,
-    /// Most files and folders that it may have open at a time; each is a descriptor here too.
+    /// Most folders among them; each is a descriptor here.
+    pub max_folders: usize,
+    /// How many of the files have descriptors here: those that were used last.
+    pub max_recent: usize,
+    /// Most files and folders that it may have open at a time; each is two descriptors here.
     pub max_handles: usize,
 }

@@ -12,11 +12,14 @@ use libc::stat64;
 use rustix::fs::{AtFlags, FileType, Mode, Statx, StatxAttributes, StatxFlags, statx};
 use rustix::io::{Errno, Result};
 
-/// Which file it is, for as long as a descriptor of it is open.
+/// Which file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     device: (u32, u32),
     inode: u64,
+    /// When it was made, where the file system knows: a number is given to the next file when the former
+    /// is gone.
+    made: (i64, u32),
 }
 
 /// What a share consists of. Devices, FIFOs and sockets are not served: in a guest they would be the
@@ -54,7 +57,12 @@ impl Attributes {
     /// It is of a kind that is not served: for the guest there is no such file.
     pub(super) fn of(fd: impl AsFd) -> Result<Self> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-        Self::new(&statx(fd, c"", flags, StatxFlags::BASIC_STATS)?)
+        Self::new(&statx(
+            fd,
+            c"",
+            flags,
+            StatxFlags::BASIC_STATS | StatxFlags::BTIME,
+        )?)
     }
 
     fn new(found: &Statx) -> Result<Self> {
@@ -62,6 +70,7 @@ impl Attributes {
         let identity = Identity {
             device: (found.stx_dev_major, found.stx_dev_minor),
             inode: found.stx_ino,
+            made: (found.stx_btime.tv_sec, found.stx_btime.tv_nsec),
         };
         Ok(Self {
             identity,

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, SetattrValid};
 use fuse_backend_rs::api::filesystem::Entry;
@@ -12,12 +13,12 @@ use rustix::fs::{
 use rustix::io::{Errno, Result};
 use rustix::path::DecInt;
 
-use super::attributes::{Kind, permitted_mode};
+use super::attributes::{Attributes, Kind, permitted_mode};
 use super::nodes::Node;
 use super::{SharedFolder, name};
 
 /// An entry of a folder.
-type Place<'a> = (&'a Node, &'a CStr);
+type Place<'a> = (&'a Arc<Node>, &'a CStr);
 
 impl SharedFolder {
     /// Whether the guest may make, replace or remove an entry. Where one file is shared, the folder
@@ -34,7 +35,7 @@ impl SharedFolder {
     /// Makes and opens a file; opens the one that is there, if the guest did not ask for a new one.
     pub(super) fn create_file(
         &self,
-        parent: &Node,
+        parent: &Arc<Node>,
         name: &CStr,
         args: &CreateIn,
     ) -> Result<(Entry, u64)> {
@@ -43,8 +44,12 @@ impl SharedFolder {
         let mode = permitted_mode(args.mode & !args.umask);
         // Never through what is there: a link, a FIFO, a device.
         let new = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (entry, file) = match rustix::fs::openat2(&parent.fd, name, new, mode, name::RESOLVE) {
-            Ok(file) => (self.introduce(self.name_of(&file)?)?, file),
+        let folder = self.named(parent)?;
+        let (entry, file) = match rustix::fs::openat2(&*folder, name, new, mode, name::RESOLVE) {
+            Ok(file) => {
+                let named = self.name_of(&file)?;
+                (self.introduce(named, (parent, name))?, file)
+            }
             Err(Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {
                 let entry = self.find(parent, name)?;
                 let opened = self.node(entry.inode);
@@ -53,7 +58,8 @@ impl SharedFolder {
             }
             Err(error) => return Err(error),
         };
-        let handle = self.keep(entry.inode, file);
+        let node = self.node(entry.inode);
+        let handle = node.and_then(|node| self.keep(&node, file));
         Ok((entry, self.or_forget(&entry, handle)?))
     }
 
@@ -80,7 +86,7 @@ impl SharedFolder {
     /// guest, or on the host, but not both.
     pub(super) fn make_node(
         &self,
-        parent: &Node,
+        parent: &Arc<Node>,
         name: &CStr,
         mode: u32,
         umask: u32,
@@ -92,39 +98,50 @@ impl SharedFolder {
             _ => return Err(Errno::PERM),
         }
         let mode = permitted_mode(mode & !umask);
-        rustix::fs::mknodat(&parent.fd, name, FileType::RegularFile, mode, 0)?;
+        rustix::fs::mknodat(&*self.named(parent)?, name, FileType::RegularFile, mode, 0)?;
         self.find(parent, name)
     }
 
-    pub(super) fn make_folder(&self, parent: &Node, name: &CStr, mode: u32) -> Result<Entry> {
+    pub(super) fn make_folder(&self, parent: &Arc<Node>, name: &CStr, mode: u32) -> Result<Entry> {
         self.check_place(name)?;
-        rustix::fs::mkdirat(&parent.fd, name, permitted_mode(mode))?;
+        rustix::fs::mkdirat(&*self.named(parent)?, name, permitted_mode(mode))?;
         self.find(parent, name)
     }
 
-    pub(super) fn make_link(&self, parent: &Node, name: &CStr, target: &CStr) -> Result<Entry> {
+    pub(super) fn make_link(
+        &self,
+        parent: &Arc<Node>,
+        name: &CStr,
+        target: &CStr,
+    ) -> Result<Entry> {
         self.check_place(name)?;
-        rustix::fs::symlinkat(target, &parent.fd, name)?;
+        rustix::fs::symlinkat(target, &*self.named(parent)?, name)?;
         self.find(parent, name)
     }
 
     /// Gives a file another name. By way of `/proc`, as naming a file by its descriptor alone takes a
     /// privilege before Linux 6.10.
-    pub(super) fn make_hard_link(&self, node: &Node, parent: &Node, name: &CStr) -> Result<Entry> {
+    pub(super) fn make_hard_link(
+        &self,
+        node: &Node,
+        parent: &Arc<Node>,
+        name: &CStr,
+    ) -> Result<Entry> {
         self.check_place(name)?;
-        let file = DecInt::from_fd(&node.fd);
+        let named = self.named(node)?;
+        let (file, folder) = (DecInt::from_fd(&*named), self.named(parent)?);
         let follow = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(&self.descriptors, file, &parent.fd, name, follow)?;
+        rustix::fs::linkat(&self.descriptors, file, &*folder, name, follow)?;
         self.find(parent, name)
     }
 
-    pub(super) fn remove(&self, parent: &Node, name: &CStr, kind: Kind) -> Result<()> {
+    pub(super) fn remove(&self, parent: &Arc<Node>, name: &CStr, kind: Kind) -> Result<()> {
         self.check_place(name)?;
         let flags = match kind {
             Kind::Folder => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
         };
-        rustix::fs::unlinkat(&parent.fd, name, flags)
+        rustix::fs::unlinkat(&*self.named(parent)?, name, flags)
     }
 
     pub(super) fn move_entry(&self, from: Place<'_>, to: Place<'_>, flags: u32) -> Result<()> {
@@ -135,7 +152,17 @@ impl SharedFolder {
         if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
             return Err(Errno::INVAL);
         }
-        rustix::fs::renameat_with(&from.0.fd, from.1, &to.0.fd, to.1, flags)
+        let folders = (self.named(from.0)?, self.named(to.0)?);
+        rustix::fs::renameat_with(&*folders.0, from.1, &*folders.1, to.1, flags)?;
+        // What the guest remembers is found by its new name from now on. Whatever else happened to that
+        // name meanwhile, it is no reason to say that the file was not renamed.
+        for (folder, name) in [from, to] {
+            let found = name::open(&*self.named(folder)?, name).and_then(Attributes::of);
+            if let Ok(found) = found {
+                super::lock(&self.nodes).moved(found.identity, folder, name);
+            }
+        }
+        Ok(())
     }
 
     /// Sets attributes: all that are wanted, or, as far as that can be told before, none.
@@ -156,7 +183,8 @@ impl SharedFolder {
         if given_away {
             return Err(Errno::PERM);
         }
-        let file = || DecInt::from_fd(&node.fd);
+        let named = self.named(node)?;
+        let file = || DecInt::from_fd(&*named);
         if valid.contains(SetattrValid::MODE) {
             let mode = permitted_mode(wanted.st_mode);
             rustix::fs::chmodat(&self.descriptors, file(), mode, AtFlags::empty())?;

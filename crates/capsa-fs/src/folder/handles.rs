@@ -10,6 +10,8 @@ use rustix::io::{Errno, Result};
 /// An open file or folder.
 pub(super) struct Handle {
     node: u64,
+    /// Names the file, which may have lost its last name.
+    _named: Arc<OwnedFd>,
     /// Its position matters for folders only, and only from a seek to the end of that request.
     file: Mutex<File>,
 }
@@ -36,19 +38,24 @@ impl Handles {
         }
     }
 
-    /// Keeps an opened descriptor of a node and gives the guest's number for it.
+    /// Keeps an opened descriptor of a node, beside one that `named` it, and gives the guest's number for it.
     ///
     /// # Errors
     ///
     /// The guest has as many open as it may.
-    pub(super) fn keep(&mut self, node: u64, fd: OwnedFd) -> Result<u64> {
+    pub(super) fn keep(&mut self, node: u64, named: Arc<OwnedFd>, fd: OwnedFd) -> Result<u64> {
         if self.open.len() >= self.limit {
             return Err(Errno::NFILE);
         }
         let id = self.next_id;
         self.next_id += 1;
         let file = Mutex::new(File::from(fd));
-        self.open.insert(id, Arc::new(Handle { node, file }));
+        let handle = Handle {
+            node,
+            _named: named,
+            file,
+        };
+        self.open.insert(id, Arc::new(handle));
         Ok(id)
     }
 

@@ -5,6 +5,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 use libc::statvfs64;
@@ -30,11 +31,12 @@ impl SharedFolder {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
+        let folder = self.named(node)?;
         self.walk(node, handle, offset, &mut |(name, mut entry)| {
             if is_dots(name.to_bytes()) {
                 return add(entry);
             }
-            match of_entry(&node.fd, name) {
+            match of_entry(&*folder, name) {
                 Ok(Some((number, kind))) => {
                     entry.ino = number;
                     entry.type_ = type_number(kind);
@@ -49,7 +51,7 @@ impl SharedFolder {
     /// Lists names and tells the guest of each entry, as a lookup would.
     pub(super) fn list_with_attributes(
         &self,
-        node: &Node,
+        node: &Arc<Node>,
         handle: u64,
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,

@@ -24,7 +24,7 @@ use std::time::Duration;
 use fuse_backend_rs::abi::fuse_abi::OpenOptions;
 use fuse_backend_rs::api::filesystem::Entry;
 use libc::stat64;
-use rustix::fs::{Mode, OFlags, openat, openat2};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::{Errno, Result};
 use rustix::path::DecInt;
 
@@ -75,7 +75,7 @@ impl SharedFolder {
             return Err(Errno::NOTDIR.into());
         }
         Ok(Self {
-            nodes: Mutex::new(Nodes::new(root, &attributes, settings.max_nodes)),
+            nodes: Mutex::new(Nodes::new(root, &attributes, &settings)),
             handles: Mutex::new(Handles::new(settings.max_handles)),
             descriptors,
             settings,
@@ -90,41 +90,40 @@ impl SharedFolder {
         lock(&self.handles).get(id, node)
     }
 
+    /// A descriptor that names a node.
+    fn named(&self, node: &Node) -> Result<Arc<OwnedFd>> {
+        lock(&self.nodes).descriptor(node)
+    }
+
     /// Opens a node for use.
     fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd> {
         openat(
             &self.descriptors,
-            DecInt::from_fd(&node.fd),
+            DecInt::from_fd(&*self.named(node)?),
             flags | OFlags::CLOEXEC,
             Mode::empty(),
         )
     }
 
     /// The entry `name` of a folder, which the guest remembers from now on.
-    fn find(&self, parent: &Node, name: &CStr) -> Result<Entry> {
+    fn find(&self, parent: &Arc<Node>, name: &CStr) -> Result<Entry> {
         name::check(name)?;
         if self.hides(name) {
             return Err(Errno::NOENT);
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat2(&parent.fd, name, flags, Mode::empty(), name::RESOLVE);
-        let fd = found.map_err(|error| match error {
-            // A mount, which was not shared: for the guest nothing is there.
-            Errno::XDEV => Errno::NOENT,
-            error => error,
-        })?;
-        self.introduce(fd)
+        let fd = name::open(&*self.named(parent)?, name)?;
+        self.introduce(fd, (parent, name))
     }
 
-    /// Tells the guest of a file.
-    fn introduce(&self, fd: OwnedFd) -> Result<Entry> {
+    /// Tells the guest of the file at a place.
+    fn introduce(&self, fd: OwnedFd, place: (&Arc<Node>, &CStr)) -> Result<Entry> {
         let attributes = Attributes::of(&fd)?;
         if self.settings.only.is_some() && attributes.kind != Kind::File {
             return Err(Errno::NOENT);
         }
         let timeout = self.timeout();
         Ok(Entry {
-            inode: lock(&self.nodes).remember(fd, &attributes)?,
+            inode: lock(&self.nodes).remember(fd, &attributes, place)?,
             attr: attributes.shown,
             attr_timeout: timeout,
             entry_timeout: timeout,
@@ -171,8 +170,9 @@ impl SharedFolder {
         }
     }
 
-    fn keep(&self, node: u64, fd: OwnedFd) -> Result<u64> {
-        lock(&self.handles).keep(node, fd)
+    fn keep(&self, node: &Node, fd: OwnedFd) -> Result<u64> {
+        let named = self.named(node)?;
+        lock(&self.handles).keep(node.id, named, fd)
     }
 
     fn caching(&self, kind: Kind) -> OpenOptions {
@@ -187,7 +187,7 @@ impl SharedFolder {
     fn attributes(&self, node: u64, handle: Option<u64>) -> Result<(stat64, Duration)> {
         let found = match handle {
             Some(handle) => Attributes::of(&*self.handle(handle, node)?.file())?,
-            None => Attributes::of(&self.node(node)?.fd)?,
+            None => Attributes::of(&*self.named(&*self.node(node)?)?)?,
         };
         Ok((found.shown, self.timeout()))
     }

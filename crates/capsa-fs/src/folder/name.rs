@@ -1,8 +1,9 @@
 //! Names that a guest gives: one component of a path each, and nothing that leads elsewhere.
 
 use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::ResolveFlags;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, Result};
 
 /// How a name is looked up: never through a symbolic link, never into another mount (whose files
@@ -20,6 +21,17 @@ pub(super) fn check(name: &CStr) -> Result<&CStr> {
         _ if bytes.contains(&b'/') => Err(Errno::INVAL),
         _ => Ok(name),
     }
+}
+
+/// Opens the entry `name` of a folder, to name it only (`O_PATH`).
+pub(super) fn open(folder: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat2(folder, check(name)?, flags, Mode::empty(), RESOLVE);
+    found.map_err(|error| match error {
+        // A mount, which was not shared: for the guest nothing is there.
+        Errno::XDEV => Errno::NOENT,
+        error => error,
+    })
 }
 
 #[cfg(test)]

@@ -1,16 +1,24 @@
 //! The files and folders that the guest remembers: FUSE's node ids.
 //!
-//! Each has a descriptor (`O_PATH`), so that an id means the same file whatever happens to its name:
-//! what a guest looked up as a file stays that file when its name becomes a symbolic link.
+//! An id means the same file whatever happens to its name: what a guest looked up as a file does not
+//! become what its name leads to later. A folder is held by a descriptor (`O_PATH`) for as long as the
+//! guest remembers it. Of the files those that were used last are held, since a guest's kernel remembers
+//! more than a process may have open; the others are looked up again below their folder, by the name
+//! that the guest knew last, and have to be the same file still.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
+use lru::LruCache;
 use rustix::io::{Errno, Result};
 
 use super::attributes::{Attributes, Identity, Kind};
+use super::{lock, name};
+use crate::settings::Settings;
 
 /// A file, folder or symbolic link.
 #[derive(Debug)]
@@ -18,9 +26,39 @@ pub(super) struct Node {
     /// The guest's name for it.
     pub(super) id: u64,
     pub(super) kind: Kind,
-    /// Opened with `O_PATH`: names it, reads nothing.
-    pub(super) fd: OwnedFd,
     identity: Identity,
+    way: Way,
+}
+
+/// How a node is reached.
+#[derive(Debug)]
+enum Way {
+    /// A folder, by the descriptor that holds it.
+    Held(Arc<OwnedFd>),
+    /// Anything else.
+    Named(Mutex<Named>),
+}
+
+#[derive(Debug)]
+struct Named {
+    folder: Arc<Node>,
+    name: CString,
+    /// Held elsewhere: among those that were used last, or by an open file.
+    fd: Weak<OwnedFd>,
+}
+
+impl Named {
+    fn reopen(&self, identity: Identity) -> Result<OwnedFd> {
+        let Way::Held(folder) = &self.folder.way else {
+            return Err(Errno::STALE);
+        };
+        let found = name::open(folder, &self.name).and_then(|fd| Ok((Attributes::of(&fd)?, fd)));
+        match found {
+            Ok((attributes, fd)) if attributes.identity == identity => Ok(fd),
+            Ok(_) | Err(Errno::NOENT) => Err(Errno::STALE),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 struct Remembered {
@@ -33,32 +71,32 @@ struct Remembered {
 pub(super) struct Nodes {
     by_id: HashMap<u64, Remembered>,
     by_identity: HashMap<Identity, u64>,
+    /// Descriptors of the files that were used last.
+    recent: LruCache<u64, Arc<OwnedFd>>,
     /// Ids are not used again: an old one can never mean another file.
     next_id: u64,
-    limit: usize,
+    /// How many of them are folders.
+    folders: usize,
+    max_nodes: usize,
+    max_folders: usize,
 }
 
 impl Nodes {
-    /// A table with `root` in it, for `limit` further nodes.
-    pub(super) fn new(root: OwnedFd, attributes: &Attributes, limit: usize) -> Self {
-        let node = Node {
-            id: ROOT_ID,
-            kind: attributes.kind,
-            fd: root,
-            identity: attributes.identity,
+    /// A table with `root` in it.
+    pub(super) fn new(root: OwnedFd, attributes: &Attributes, settings: &Settings) -> Self {
+        let recent = NonZeroUsize::new(settings.max_recent).unwrap_or(NonZeroUsize::MIN);
+        let mut nodes = Self {
+            by_identity: HashMap::new(),
+            by_id: HashMap::new(),
+            recent: LruCache::new(recent),
+            next_id: ROOT_ID,
+            folders: 0,
+            // The root is not the guest's.
+            max_nodes: settings.max_nodes.saturating_add(1),
+            max_folders: settings.max_folders.saturating_add(1),
         };
-        Self {
-            by_identity: HashMap::from([(node.identity, ROOT_ID)]),
-            by_id: HashMap::from([(
-                ROOT_ID,
-                Remembered {
-                    node: Arc::new(node),
-                    lookups: 1,
-                },
-            )]),
-            next_id: ROOT_ID + 1,
-            limit: limit.saturating_add(1),
-        }
+        nodes.insert(attributes, Way::Held(Arc::new(root)));
+        nodes
     }
 
     /// The node with this id.
@@ -71,55 +109,113 @@ impl Nodes {
         Ok(Arc::clone(&remembered.node))
     }
 
-    /// Notes that the guest is told of a file once more, and gives its id.
+    /// A descriptor that names a node (`O_PATH`).
+    ///
+    /// # Errors
+    ///
+    /// It is not where the guest last knew it.
+    pub(super) fn descriptor(&mut self, node: &Node) -> Result<Arc<OwnedFd>> {
+        let mut named = match &node.way {
+            Way::Held(fd) => return Ok(Arc::clone(fd)),
+            Way::Named(named) => lock(named),
+        };
+        let fd = match named.fd.upgrade() {
+            Some(fd) => fd,
+            None => Arc::new(named.reopen(node.identity)?),
+        };
+        named.fd = Arc::downgrade(&fd);
+        if self.by_id.contains_key(&node.id) {
+            self.recent.put(node.id, Arc::clone(&fd));
+        }
+        Ok(fd)
+    }
+
+    /// Notes that the guest is told of a file, at this place, once more, and gives its id.
     ///
     /// # Errors
     ///
     /// The guest remembers as many as it may.
-    pub(super) fn remember(&mut self, fd: OwnedFd, attributes: &Attributes) -> Result<u64> {
-        let identity = attributes.identity;
-        // The descriptor that is kept holds the inode, so the identity cannot be another file's.
-        if let Some(id) = self.by_identity.get(&identity)
+    pub(super) fn remember(
+        &mut self,
+        fd: OwnedFd,
+        attributes: &Attributes,
+        (folder, name): (&Arc<Node>, &CStr),
+    ) -> Result<u64> {
+        if let Some(id) = self.by_identity.get(&attributes.identity)
             && let Some(known) = self.by_id.get_mut(id)
         {
             known.lookups = known.lookups.saturating_add(1);
+            if let Way::Named(named) = &known.node.way {
+                let mut named = lock(named);
+                named.folder = Arc::clone(folder);
+                named.name = name.to_owned();
+                let fd = named.fd.upgrade().unwrap_or_else(|| Arc::new(fd));
+                named.fd = Arc::downgrade(&fd);
+                self.recent.put(*id, fd);
+            }
             return Ok(*id);
         }
-        if self.by_id.len() >= self.limit {
+        let is_folder = attributes.kind == Kind::Folder;
+        if self.by_id.len() >= self.max_nodes || is_folder && self.folders >= self.max_folders {
             return Err(Errno::NFILE);
         }
+        let fd = Arc::new(fd);
+        let id = self.next_id;
+        let way = match is_folder {
+            true => Way::Held(fd),
+            false => {
+                let named = Named {
+                    folder: Arc::clone(folder),
+                    name: name.to_owned(),
+                    fd: Arc::downgrade(&fd),
+                };
+                self.recent.put(id, fd);
+                Way::Named(Mutex::new(named))
+            }
+        };
+        self.insert(attributes, way);
+        Ok(id)
+    }
+
+    fn insert(&mut self, attributes: &Attributes, way: Way) {
         let id = self.next_id;
         self.next_id += 1;
-        let node = Node {
+        self.folders += usize::from(attributes.kind == Kind::Folder);
+        let node = Arc::new(Node {
             id,
             kind: attributes.kind,
-            fd,
-            identity,
-        };
-        self.by_identity.insert(identity, id);
-        self.by_id.insert(
-            id,
-            Remembered {
-                node: Arc::new(node),
-                lookups: 1,
-            },
-        );
-        Ok(id)
+            identity: attributes.identity,
+            way,
+        });
+        self.by_identity.insert(attributes.identity, id);
+        self.by_id.insert(id, Remembered { node, lookups: 1 });
+    }
+
+    /// A file, if the guest remembers it, has this name now.
+    pub(super) fn moved(&mut self, identity: Identity, folder: &Arc<Node>, name: &CStr) {
+        let id = self.by_identity.get(&identity);
+        let known = id.and_then(|id| self.by_id.get(id));
+        if let Some(known) = known
+            && let Way::Named(named) = &known.node.way
+        {
+            let mut named = lock(named);
+            named.folder = Arc::clone(folder);
+            named.name = name.to_owned();
+        }
     }
 
     /// The guest forgets `count` of the times that it was told of a node.
     pub(super) fn forget(&mut self, id: u64, count: u64) {
-        if id == ROOT_ID {
-            return;
-        }
-        let Some(known) = self.by_id.get_mut(&id) else {
+        let Some(known) = self.by_id.get_mut(&id).filter(|_| id != ROOT_ID) else {
             return;
         };
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups == 0
             && let Some(forgotten) = self.by_id.remove(&id)
         {
+            self.folders -= usize::from(forgotten.node.kind == Kind::Folder);
             self.by_identity.remove(&forgotten.node.identity);
+            self.recent.pop(&id);
         }
     }
 
@@ -127,5 +223,7 @@ impl Nodes {
     pub(super) fn forget_all(&mut self) {
         self.by_id.retain(|id, _| *id == ROOT_ID);
         self.by_identity.retain(|_, id| *id == ROOT_ID);
+        self.recent.clear();
+        self.folders = 1;
     }
 }

@@ -47,7 +47,7 @@ impl FileSystem for SharedFolder {
     }
 
     fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        Ok(self.find(&*self.node(parent)?, name)?)
+        Ok(self.find(&self.node(parent)?, name)?)
     }
 
     fn forget(&self, _: &Context, node: u64, count: u64) {
@@ -80,12 +80,12 @@ impl FileSystem for SharedFolder {
         if node.kind != Kind::Link {
             return Err(Errno::INVAL.into());
         }
-        let target = rustix::fs::readlinkat(&node.fd, c"", Vec::new())?;
+        let target = rustix::fs::readlinkat(&*self.named(&node)?, c"", Vec::new())?;
         Ok(target.into_bytes())
     }
 
     fn symlink(&self, _: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
-        Ok(self.make_link(&*self.node(parent)?, name, target)?)
+        Ok(self.make_link(&self.node(parent)?, name, target)?)
     }
 
     fn mknod(
@@ -97,7 +97,7 @@ impl FileSystem for SharedFolder {
         _device: u32,
         umask: u32,
     ) -> io::Result<Entry> {
-        Ok(self.make_node(&*self.node(parent)?, name, mode, umask)?)
+        Ok(self.make_node(&self.node(parent)?, name, mode, umask)?)
     }
 
     fn mkdir(
@@ -108,15 +108,15 @@ impl FileSystem for SharedFolder {
         mode: u32,
         umask: u32,
     ) -> io::Result<Entry> {
-        Ok(self.make_folder(&*self.node(parent)?, name, mode & !umask)?)
+        Ok(self.make_folder(&self.node(parent)?, name, mode & !umask)?)
     }
 
     fn unlink(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<()> {
-        Ok(self.remove(&*self.node(parent)?, name, Kind::File)?)
+        Ok(self.remove(&self.node(parent)?, name, Kind::File)?)
     }
 
     fn rmdir(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<()> {
-        Ok(self.remove(&*self.node(parent)?, name, Kind::Folder)?)
+        Ok(self.remove(&self.node(parent)?, name, Kind::Folder)?)
     }
 
     fn rename(
@@ -144,8 +144,10 @@ impl FileSystem for SharedFolder {
         flags: u32,
         _fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        let file = self.open_file(&*self.node(node)?, flags)?;
-        Ok((Some(self.keep(node, file)?), self.caching(Kind::File), None))
+        let node = self.node(node)?;
+        let file = self.open_file(&node, flags)?;
+        let handle = self.keep(&node, file)?;
+        Ok((Some(handle), self.caching(Kind::File), None))
     }
 
     fn create(
@@ -155,7 +157,7 @@ impl FileSystem for SharedFolder {
         name: &CStr,
         args: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
-        let (entry, handle) = self.create_file(&*self.node(parent)?, name, &args)?;
+        let (entry, handle) = self.create_file(&self.node(parent)?, name, &args)?;
         Ok((entry, Some(handle), self.caching(Kind::File), None))
     }
 
@@ -251,7 +253,7 @@ impl FileSystem for SharedFolder {
     }
 
     fn statfs(&self, _: &Context, node: u64) -> io::Result<statvfs64> {
-        Ok(listing::file_system(&self.node(node)?.fd)?)
+        Ok(listing::file_system(&*self.named(&*self.node(node)?)?)?)
     }
 
     fn setxattr(
@@ -289,8 +291,9 @@ impl FileSystem for SharedFolder {
         node: u64,
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        let folder = self.reopen(&*self.node(node)?, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        Ok((Some(self.keep(node, folder)?), self.caching(Kind::Folder)))
+        let node = self.node(node)?;
+        let folder = self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok((Some(self.keep(&node, folder)?), self.caching(Kind::Folder)))
     }
 
     fn readdir(
@@ -314,7 +317,7 @@ impl FileSystem for SharedFolder {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.list_with_attributes(&*self.node(node)?, handle, offset, add)
+        self.list_with_attributes(&self.node(node)?, handle, offset, add)
     }
 
     fn fsyncdir(&self, ctx: &Context, node: u64, only_data: bool, handle: u64) -> io::Result<()> {

@@ -50,6 +50,9 @@ pub(super) fn settings() -> Settings {
         cache: Cache::Auto,
         only: None,
         max_nodes: 10_000,
+        max_folders: 1000,
+        // Hardly any, so that files are looked up again all the time.
+        max_recent: 1,
         max_handles: 100,
     }
 }

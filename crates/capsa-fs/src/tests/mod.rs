@@ -8,6 +8,7 @@ mod bounds;
 mod escape;
 mod guest;
 mod listing;
+mod memory;
 mod read_only;
 mod single_file;
 mod work;
