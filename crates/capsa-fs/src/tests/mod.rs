@@ -9,6 +9,7 @@ mod escape;
 mod guest;
 mod listing;
 mod memory;
+mod random;
 mod read_only;
 mod single_file;
 mod work;

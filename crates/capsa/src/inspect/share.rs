@@ -56,7 +56,11 @@ fn check_host(
         return check_file(&folder, mode);
     }
     if !folder.is_dir() {
-        return Err(problem(format!("{shown} is not a folder")).hint("share the folder it is in"));
+        let message = match over_9p {
+            true => format!("{shown} is not a folder"),
+            false => format!("{shown} is neither a folder nor a file"),
+        };
+        return Err(problem(message).hint("share the folder it is in"));
     }
     fs::read_dir(&folder).map_err(|error| {
         problem(format!("the folder {shown} cannot be read: {error}"))

@@ -24,6 +24,14 @@ fn a_single_file_is_shared_as_the_only_name_in_its_folder() {
     let over_fs = ShareKind::VirtioFs {
         cache: VirtioFsCache::Auto,
     };
+    let device = SharedDir::new("/dev/null", "/mnt", ReadWrite);
+    let mut problems = share::inspect(&device, over_fs).unwrap_err();
+    let refused = Err::<(), _>(problems.remove(0));
+    assert_refused(
+        refused,
+        Path::new("/dev/null"),
+        "is neither a folder nor a file",
+    );
     let found = share::inspect(&share, over_fs).unwrap();
     assert_eq!(found.folder, files.path());
     assert_eq!(found.file.as_deref(), Some("file".as_ref()));
