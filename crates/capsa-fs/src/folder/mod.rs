@@ -1,7 +1,7 @@
 //! A shared folder as a FUSE file system.
 //!
 //! Nothing here uses a path. A request names a node, which is a descriptor, and perhaps one name in it,
-//! which is looked up below that descriptor without following anything ([`name`]). What a symbolic link
+//! which is looked up below that descriptor without following anything (`name`). What a symbolic link
 //! holds is data for the guest, whose kernel resolves it. A descriptor that was opened to name a file
 //! (`O_PATH`) is opened for use through `/proc/self/fd`, which leads to that very file.
 //!
