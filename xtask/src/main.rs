@@ -74,6 +74,9 @@ enum Command {
         /// The backend: `auto`, `kvm`, `qemu`. VMs of `kvm` run where KVM runs stock kernels.
         #[arg(long, default_value = "auto")]
         backend: String,
+        /// Guests of a few instructions instead, on any /dev/kvm: hundreds of VMs in seconds.
+        #[arg(long, conflicts_with_all = ["backend", "seed"])]
+        bare_metal: bool,
         /// How many VMs, one after the other.
         #[arg(long, default_value_t = 200)]
         cycles: u32,
@@ -128,9 +131,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         },
         Command::Soak {
             backend,
+            bare_metal,
             cycles,
             seed,
-        } => return soak::run(&backend, cycles, seed),
+        } => match bare_metal {
+            true => soak::run_bare_metal(cycles)?,
+            false => return soak::run(&backend, cycles, seed),
+        },
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
     }
     Ok(ExitCode::SUCCESS)

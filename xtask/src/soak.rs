@@ -16,6 +16,23 @@ const KVM: &str = "kvm";
 /// Seconds that one VM may take in the bench, on average.
 const SECONDS_PER_VM: u64 = 60;
 
+/// The test that starts and ends small guests, and the variable with how many.
+const BARE_METAL: [&str; 2] = ["random_sequences_leave_nothing", "CAPSA_TEST_SEQUENCES"];
+
+/// Starts, pauses, resumes and ends `cycles` guests of a few instructions each on /dev/kvm.
+///
+/// # Errors
+///
+/// One hangs, ends otherwise than it should, or leaves something behind.
+pub(crate) fn run_bare_metal(cycles: u32) -> Result<()> {
+    let [test, variable] = BARE_METAL;
+    check(
+        cargo(["test", "--locked", "--release", "--package", "capsa-kvm"])?
+            .args(["--test", "bare_metal", "--", test, "--nocapture"])
+            .env(variable, cycles.to_string()),
+    )
+}
+
 /// Runs the soak program of capsa-testing, which says what it did and what it found: where KVM runs
 /// stock kernels for the backend `kvm`, else here. Returns the program's status.
 ///
@@ -42,7 +59,8 @@ pub(crate) fn run(backend: &str, cycles: u32, seed: Option<u64>) -> Result<ExitC
     if backend == KVM {
         return Ok(kvm::run(&Bench {
             memory: 4096,
-            cpus: 2,
+            // With two, the guest's own kernel dies more often.
+            cpus: 1,
             timeout: SECONDS_PER_VM * (u64::from(cycles) + 5),
             share: None,
             command: line,

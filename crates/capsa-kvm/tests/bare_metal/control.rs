@@ -115,10 +115,15 @@ enum Step {
     PowerButton,
 }
 
-/// 200 random sequences that end with a kill, a drop or the guest's own power off: no hang, no
-/// wrong end, nothing left.
+/// A variable with the number of sequences: `cargo xtask soak` sets it.
+const SEQUENCES_VARIABLE: &str = "CAPSA_TEST_SEQUENCES";
+
+/// 200 random sequences that end with a kill or the guest's own power off: no hang, no wrong end,
+/// nothing left.
 #[test]
 fn random_sequences_leave_nothing() {
+    let sequences = std::env::var(SEQUENCES_VARIABLE)
+        .map_or(200, |text| text.parse().expect("a number of sequences"));
     // Makes what is made once: thread-local buffers, the allocator's arenas.
     drop(Machine::start(&Payload::new().spin()));
     settle();
@@ -133,7 +138,7 @@ fn random_sequences_leave_nothing() {
     );
     // Nothing is written beside the sources: a failure prints its sequence.
     let mut runner = TestRunner::new(Config {
-        cases: 200,
+        cases: sequences,
         failure_persistence: None,
         ..Config::default()
     });
