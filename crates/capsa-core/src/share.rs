@@ -1,9 +1,9 @@
 //! Host folders that the guest sees.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// Bytes that a mount tag may have (virtio 1.2, 5.11.4: the tag field of virtio-fs is 36 bytes;
 /// QEMU's 9p accepts 31, so that is the bound for both).
@@ -121,6 +121,7 @@ pub struct Share {
     /// The folder on the host, absolute.
     pub host_path: PathBuf,
     /// The only name in the folder that the guest sees, a file's; `None` when it sees them all.
+    #[serde(serialize_with = "file_name")]
     pub file: Option<OsString>,
     /// Where the guest mounts it.
     pub guest_path: String,
@@ -128,6 +129,11 @@ pub struct Share {
     pub mode: MountMode,
     /// The mechanism that was chosen.
     pub mechanism: ShareKind,
+}
+
+/// Serialized as paths are.
+fn file_name<S: Serializer>(file: &Option<OsString>, to: S) -> Result<S::Ok, S::Error> {
+    file.as_ref().map(Path::new).serialize(to)
 }
 
 /// The mechanism behind a resolved share.
