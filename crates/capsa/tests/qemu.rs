@@ -39,9 +39,14 @@ async fn vm_qemu_is_confined_from_its_first_thread_to_its_last() {
         .await
         .unwrap();
     vm.start().await.unwrap();
-    let [pid] = children(std::process::id())[..] else {
-        panic!("one child is expected");
+    let is_qemu = |child: &u32| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap();
+        name.starts_with("qemu")
     };
+    // The other one serves the share.
+    let children = children(std::process::id());
+    assert_eq!(children.len(), 2);
+    let pid = children.into_iter().find(is_qemu).unwrap();
 
     let threads: Vec<u32> = fs::read_dir(format!("/proc/{pid}/task"))
         .unwrap()
