@@ -9,6 +9,9 @@ use crate::workspace::{cargo, check, target_folder};
 /// The programs of tests and benchmarks.
 pub(crate) const TESTING: &str = "capsa-testing-guest";
 
+/// The first process of sandboxes.
+pub(crate) const FIRST_PROCESS: &str = "capsa-guest";
+
 /// Named, although the host is the same: only then are programs that run while cargo builds, which
 /// cannot all be linked statically, left out.
 const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -115,6 +115,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::KvmTest { names } => {
             tools::provide(tools::NEXTEST)?;
             guest::build(guest::TESTING, guest::Profile::Debug)?;
+            guest::build(guest::FIRST_PROCESS, guest::Profile::Release)?;
             let mut counts = Counts::default();
             kvm::run_tests(&mut counts, &names)?;
             eprintln!("{counts}");

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::guest::{self, Profile};
 use crate::packages::{self, QEMU};
 use crate::workspace::{cargo, check, debug_folder, search_path};
 
@@ -22,13 +23,22 @@ use crate::workspace::{cargo, check, debug_folder, search_path};
 pub(crate) fn run(args: &[OsString]) -> Result<()> {
     packages::provide(&[QEMU])?;
     let capsa = build_capsa()?;
-    let boots = args.first().is_none_or(|command| command == "run");
+    let boots = args
+        .first()
+        .is_none_or(|command| command == "run" || command == "exec");
     if boots && !has_kit() {
         check(Command::new(&capsa).arg("setup"))?;
     }
     let mut command = Command::new(&capsa);
     // Its relative paths are the caller's: it starts in the caller's folder.
     command.env("PATH", env::join_paths(search_path()?)?);
+    if args.first().is_some_and(|command| command == "exec") {
+        guest::build(guest::FIRST_PROCESS, Profile::Release)?;
+        command.env(
+            "CAPSA_GUEST",
+            guest::program(guest::FIRST_PROCESS, Profile::Release)?,
+        );
+    }
     match args {
         [] => command.arg("run"),
         _ => command.args(args),

@@ -57,6 +57,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     });
     let built = steps.check("build programs and examples", || {
         guest::build(guest::TESTING, Profile::Debug)?;
+        guest::build(guest::FIRST_PROCESS, Profile::Release)?;
         check(cargo(["build", "--bins", "--examples"])?.args(EVERYTHING))
     });
     if built.is_some() {

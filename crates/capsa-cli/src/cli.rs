@@ -1,5 +1,6 @@
 //! What may be typed: the commands, their options and their help.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::disk::{DiskArg, DiskFormat};
+use crate::exec::EnvArg;
 use crate::settings::{ConsoleSetting, NetworkSetting};
 use crate::{quantity, share};
 
@@ -39,6 +41,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a VM and wait for its end
     Run(Box<RunArgs>),
+    /// Run a command in a fresh sandbox
+    Exec(Box<ExecArgs>),
     /// List the backends and what they can do (alias: info)
     #[command(
         alias = "info",
@@ -78,6 +82,69 @@ Example:
         /// The shell
         shell: Shell,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The command runs as root in a Linux of its own, in memory, without a network;
+busybox has the usual programs. What it prints is printed here, byte for byte,
+and its exit status is this command's: 128 and the signal's number for a command
+that one ended, 126 when it cannot be run, 127 when it is not there, 124 when
+--timeout ran out, 125 when Capsa itself failed. Ctrl-C, SIGTERM and SIGHUP go
+to the command; a second one ends the sandbox.
+
+Examples:
+  capsa exec -- uname -a
+  capsa exec --share .:/work:rw -- sh -c 'cd /work && ls -l > listing'")]
+pub(crate) struct ExecArgs {
+    #[arg(
+        long = "share",
+        value_name = "SHARE",
+        value_parser = share::parse,
+        help = "Share a folder or file: HOST:GUEST[:ro|rw], read-only by default"
+    )]
+    pub(crate) shares: Vec<SharedDir>,
+
+    #[arg(
+        long,
+        value_name = "NAME[=VALUE]",
+        value_parser = EnvArg::parse,
+        help = "Set a variable: NAME has its value here; NAME=VALUE can be seen by every \
+                user of this machine, with ps"
+    )]
+    pub(crate) env: Vec<EnvArg>,
+
+    /// The command's working directory
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    pub(crate) cwd: OsString,
+
+    /// As whom the command runs, by the number of the guest's user [default: root]
+    #[arg(long, value_name = "UID")]
+    pub(crate) user: Option<u32>,
+
+    /// The number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+
+    /// The memory: 512M, 4G [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::mebibytes)]
+    pub(crate) memory: Option<u32>,
+
+    /// Kill the sandbox after this time: 90s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// The backend that runs the VM [default: auto]
+    #[arg(long, value_name = "NAME", value_parser = backend_choice())]
+    pub(crate) backend: Option<BackendChoice>,
+
+    /// Refuse a backend with a weaker isolation
+    #[arg(long = "require-isolation", value_name = "LEVEL", value_parser = isolation())]
+    pub(crate) isolation: Option<Isolation>,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 const RUN_DETAILS: &str = "\

@@ -25,12 +25,23 @@ impl Exit {
     pub(crate) const USAGE: Self = Self(2);
     /// Something is missing on this machine: a backend, the guest kit, a file.
     pub(crate) const ENVIRONMENT: Self = Self(3);
+    /// Capsa's own failure in `exec`, whose other statuses are the command's.
+    pub(crate) const EXEC_FAILED: Self = Self(125);
+    /// The command of `exec` cannot be run.
+    pub(crate) const NOT_EXECUTABLE: Self = Self(126);
+    /// The command of `exec` is not there.
+    pub(crate) const NOT_FOUND: Self = Self(127);
     /// The VM ran out of its time.
     pub(crate) const TIMEOUT: Self = Self(124);
     /// Killed from the terminal: what a shell reports for SIGKILL.
     pub(crate) const KILLED: Self = Self(128 + 9);
     /// Nobody reads standard output any more: what a shell reports for SIGPIPE.
     pub(crate) const BROKEN_PIPE: Self = Self(128 + 13);
+
+    /// The status of the command of `exec`.
+    pub(crate) fn of_command(status: u8) -> Self {
+        Self(status)
+    }
 
     /// Ended by a signal, as shells report it.
     pub(crate) fn signal(number: i32) -> Self {
@@ -88,6 +99,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something is missing on this machine.
     Missing { message: String, hint: &'static str },
+    /// `exec` failed, with the status that it has for that.
+    Exec { exit: Exit, failure: Box<Failure> },
     /// Standard output or the terminal does not work.
     Stream {
         action: &'static str,
@@ -104,13 +117,18 @@ impl Failure {
 
     /// Whether nobody reads standard output any more, which is nothing to tell anybody.
     pub(crate) fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Stream { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+        match self {
+            Self::Stream { source, .. } => source.kind() == io::ErrorKind::BrokenPipe,
+            Self::Exec { failure, .. } => failure.is_broken_pipe(),
+            _ => false,
+        }
     }
 
     fn exit(&self) -> Exit {
         match self {
             Self::Library { error, .. } => Exit::of_error(error),
             Self::Usage(_) => Exit::USAGE,
+            Self::Exec { exit, .. } => *exit,
             Self::Stream { .. } if self.is_broken_pipe() => Exit::BROKEN_PIPE,
             Self::Missing { .. } | Self::Stream { .. } => Exit::ENVIRONMENT,
         }
@@ -119,6 +137,7 @@ impl Failure {
     fn code(&self) -> Option<&'static str> {
         match self {
             Self::Library { error, .. } => Some(error.code()),
+            Self::Exec { failure, .. } => failure.code(),
             _ => None,
         }
     }
@@ -136,6 +155,7 @@ impl Failure {
         match self {
             Self::Library { error, .. } => error.hint().map(Into::into),
             Self::Missing { hint, .. } => Some((*hint).to_owned()),
+            Self::Exec { failure, .. } => failure.hint(),
             _ => None,
         }
     }
@@ -146,6 +166,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Library { error, .. } => f.write_str(&error.full_message()),
             Self::Usage(message) | Self::Missing { message, .. } => f.write_str(message),
+            Self::Exec { failure, .. } => failure.fmt(f),
             Self::Stream { action, source } => write!(f, "cannot {action}: {source}"),
         }
     }
@@ -157,6 +178,22 @@ impl From<Error> for Failure {
             error: Arc::new(error),
             console_tail: None,
         }
+    }
+}
+
+/// Says what is wrong with what was typed, and ends the program: `exec` has a status of its own for
+/// that, since a command may end with any other.
+pub(crate) fn usage(error: &clap::Error) -> ! {
+    let is_exec = std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == "exec");
+    match is_exec && error.use_stderr() {
+        true => {
+            // There is nothing to do about a standard error that does not work.
+            let _ = error.print();
+            std::process::exit(Exit::EXEC_FAILED.0.into())
+        }
+        false => error.exit(),
     }
 }
 

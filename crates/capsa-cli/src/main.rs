@@ -16,6 +16,7 @@ mod config;
 mod console;
 mod disk;
 mod doctor;
+mod exec;
 mod exit;
 mod forward;
 mod messages;
@@ -41,10 +42,11 @@ use clap::Parser;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| exit::usage(&error));
     messages::log_to_stderr(cli.verbose);
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Exec(args) => exec::exec(*args),
         Command::Backends { json } => backends::backends(json),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Version => stdout::text(&format!("capsa {}\n", env!("CARGO_PKG_VERSION"))),

@@ -3,7 +3,9 @@
 //! [`BackendInfo`].
 
 use std::fmt;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -222,7 +224,20 @@ pub struct Attachments {
     /// For each virtio-fs share of the description, in its order, a connection to the server of that
     /// share, which speaks vhost-user and has not been spoken to.
     pub file_servers: Vec<OwnedFd>,
+    /// The whole initial RAM disk, in place of the file that the description names.
+    pub initrd: Option<File>,
+    /// The machine's end of the channel to the agent in the guest.
+    pub agent: Option<UnixStream>,
 }
+
+/// The virtio-serial port that is the channel to the guest's agent, on backends without a vsock of
+/// their own.
+#[doc(hidden)]
+pub const AGENT_PORT_NAME: &str = "org.capsa.agent.0";
+
+/// The host's vsock port that the guest's agent connects to, on backends whose channel is vsock.
+#[doc(hidden)]
+pub const AGENT_VSOCK_PORT: u32 = 1023;
 
 /// A machine that runs. One task on the driver thread owns it and is its only caller.
 ///

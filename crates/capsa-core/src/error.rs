@@ -13,8 +13,10 @@ use crate::problem::{ConfigProblem, ProblemKind};
 use crate::resources::GuestOs;
 use crate::status::VmStatus;
 
+mod agent;
 mod failure;
 
+pub use self::agent::{AgentFailure, AgentRefusal};
 pub use self::failure::{HypervisorFailure, ProcessExit, StartFailure};
 
 /// The result of everything in Capsa that can fail.
@@ -159,6 +161,14 @@ pub enum Error {
         cause: Box<KitFailure>,
     },
 
+    /// The agent in a sandbox did not do what it was asked.
+    #[error("the sandbox's agent failed")]
+    Agent {
+        /// What happened.
+        #[source]
+        cause: Box<AgentFailure>,
+    },
+
     /// The operating system refused something.
     #[error("cannot {action}{}", OnPath(path.as_deref()))]
     Io {
@@ -211,6 +221,14 @@ impl fmt::Display for BackendRefusal {
 impl From<KitFailure> for Error {
     fn from(cause: KitFailure) -> Self {
         Self::Kit {
+            cause: Box::new(cause),
+        }
+    }
+}
+
+impl From<AgentFailure> for Error {
+    fn from(cause: AgentFailure) -> Self {
+        Self::Agent {
             cause: Box::new(cause),
         }
     }
@@ -290,6 +308,7 @@ impl Error {
             Self::Hypervisor { .. } => "E0601",
             Self::Io { .. } => "E0701",
             Self::Kit { .. } => "E0801",
+            Self::Agent { .. } => "E0901",
         }
     }
 
@@ -351,6 +370,7 @@ impl Error {
                 "read the console more often; the ring keeps the last 1 MiB"
             }
             Self::Kit { cause } => cause.hint()?,
+            Self::Agent { cause } => cause.hint()?,
             Self::Timeout { .. }
             | Self::PatternNotFound { .. }
             | Self::Hypervisor { .. }

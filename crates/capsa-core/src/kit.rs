@@ -11,6 +11,9 @@ pub enum KitFailure {
     /// No folder can be named for the kit.
     #[error("neither CAPSA_KIT, XDG_DATA_HOME nor HOME says where it belongs")]
     NoFolder,
+    /// No kit was ever made.
+    #[error("there is none yet")]
+    Missing,
     /// The kit is there, and is not what its manifest says.
     #[error("{} is damaged: {message}", path.display())]
     Damaged {
@@ -68,6 +71,7 @@ impl KitFailure {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoFolder => Some("set CAPSA_KIT to a folder"),
+            Self::Missing => Some("`capsa setup` makes it"),
             Self::Damaged { .. } | Self::Format { .. } => Some("`capsa setup` makes it anew"),
             Self::NoPackage { .. } | Self::Program { .. } => Some(
                 "if the package lists are missing or old: sudo apt-get update; \

@@ -81,6 +81,9 @@ pub struct VmOptions {
     pub network: NetworkMode,
     /// Sockets between host and guest.
     pub vsock: Option<VsockConfig>,
+    /// The guest's first process is Capsa's own, which is told of shares by other means than the
+    /// kernel's command line.
+    pub agent: bool,
     /// Who gets the console.
     pub console: ConsoleMode,
     /// Bounds on what the VM may use of the host.

@@ -14,6 +14,7 @@ use capsa_core::spec::{BootRequest, VmOptions};
 use capsa_core::vsock::VsockConfig;
 
 use crate::resolve;
+use crate::sandbox::AgentBoot;
 use crate::vm::{RetryPolicy, VmHandle};
 
 /// Builds a VM that boots a Linux kernel directly.
@@ -219,7 +220,7 @@ impl<B> VmBuilder<B> {
         self.retry(RetryPolicy::never())
     }
 
-    async fn resolve(boot: BootRequest, rest: Rest) -> Result<VmHandle> {
+    async fn resolve(boot: BootRequest, rest: Rest, agent: Option<AgentBoot>) -> Result<VmHandle> {
         let Rest {
             backend,
             options,
@@ -235,7 +236,7 @@ impl<B> VmBuilder<B> {
             path: None,
             source: source.into(),
         })??;
-        Ok(VmHandle::new(spec, backend, console, timeout, retry))
+        Ok(VmHandle::new(spec, backend, console, timeout, retry, agent))
     }
 
     fn rest(self) -> (B, Rest) {
@@ -297,7 +298,20 @@ impl LinuxVmBuilder {
     /// [`Error::BackendUnavailable`] when no backend works on this machine.
     pub async fn build(self) -> Result<VmHandle> {
         let (boot, rest) = self.rest();
-        Self::resolve(BootRequest::Linux(boot), rest).await
+        Self::resolve(BootRequest::Linux(boot), rest, None).await
+    }
+
+    /// Boots these files instead.
+    pub(crate) fn boot(mut self, boot: LinuxBoot) -> Self {
+        self.boot = boot;
+        self
+    }
+
+    /// As [`build`](Self::build), for a guest whose first process is Capsa's.
+    pub(crate) async fn build_sandbox(mut self, agent: AgentBoot) -> Result<VmHandle> {
+        self.options.agent = true;
+        let (boot, rest) = self.rest();
+        Self::resolve(BootRequest::Linux(boot), rest, Some(agent)).await
     }
 }
 
@@ -313,6 +327,6 @@ impl UefiVmBuilder {
     /// As [`LinuxVmBuilder::build`].
     pub async fn build(self) -> Result<VmHandle> {
         let (boot, rest) = self.rest();
-        Self::resolve(BootRequest::Uefi(boot), rest).await
+        Self::resolve(BootRequest::Uefi(boot), rest, None).await
     }
 }

@@ -44,6 +44,7 @@ mod driver;
 pub mod fake;
 mod inspect;
 mod resolve;
+mod sandbox;
 mod stdio;
 mod vm;
 mod vsock;
@@ -61,6 +62,9 @@ pub use backend::{BackendStatus, backends};
 pub use builder::{LinuxVmBuilder, UefiVmBuilder, VmBuilder, VmConfig};
 pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use doctor::{Finding, Report, Requirement, doctor};
+pub use sandbox::{
+    Exec, ExecOutput, ExecStatus, Process, ProcessOutput, ProcessStdin, Sandbox, SandboxBuilder,
+};
 pub use vm::{RetryPolicy, VmHandle};
 pub use vsock::{VsockListener, VsockStream};
 
@@ -70,7 +74,8 @@ pub use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 pub use capsa_core::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_core::disk::{DiskImage, ImageFormat};
 pub use capsa_core::error::{
-    BackendRefusal, Error, HypervisorFailure, ProcessExit, Result, StartFailure,
+    AgentFailure, AgentRefusal, BackendRefusal, Error, HypervisorFailure, ProcessExit, Result,
+    StartFailure,
 };
 pub use capsa_core::escape;
 pub use capsa_core::kit::KitFailure;
@@ -99,6 +104,20 @@ impl Capsa {
     /// A builder for a VM that boots a Linux kernel directly.
     pub fn linux(boot: impl Into<LinuxBoot>) -> LinuxVmBuilder {
         boot.into().into_builder()
+    }
+
+    /// A builder for a sandbox: a VM of the guest kit in which programs run.
+    ///
+    /// ```no_run
+    /// # async fn example() -> capsa::Result<()> {
+    /// let sandbox = capsa::Capsa::sandbox().start().await?;
+    /// let output = sandbox.exec(["sh", "-c", "echo hi; exit 7"]).output().await?;
+    /// assert_eq!((output.status.code(), &output.stdout[..]), (7, &b"hi\n"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sandbox() -> SandboxBuilder {
+        SandboxBuilder::new()
     }
 
     /// Makes builders for VMs on a given backend: `Capsa::with_backend(choice).vm(config)` is

@@ -67,7 +67,10 @@ pub(crate) fn resolve(
         None
     });
     // Firmware boots a kernel line of its own, and so does a caller who overrides it.
-    let told_to_mount = matches!(boot, BootRequest::Linux(_)) && !options.cmdline.is_overridden();
+    let told_to_mount =
+        options.agent || matches!(boot, BootRequest::Linux(_)) && !options.cmdline.is_overridden();
+    // An agent hears of the shares in another way.
+    let mounts: &[Share] = if options.agent { &[] } else { &shares };
     let boot = match boot {
         BootRequest::Linux(linux) => {
             let kernel = inspect::kernel::inspect(&linux.kernel);
@@ -76,7 +79,7 @@ pub(crate) fn resolve(
                 .as_deref()
                 .map(inspect::initrd::inspect)
                 .transpose();
-            let cmdline = command_line(&candidate, &linux.disk, &shares, options.cmdline);
+            let cmdline = command_line(&candidate, &linux.disk, mounts, options.cmdline);
             let cmdline = cmdline.build().map_err(ConfigProblem::from);
             match (kernel, initrd, cmdline) {
                 (Ok(kernel), Ok(initrd), Ok(cmdline)) => {

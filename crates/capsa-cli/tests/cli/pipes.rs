@@ -174,7 +174,7 @@ fn vm_a_kernel_of_ones_own_gets_the_bytes_as_they_come() {
     assert_eq!(output.status.code(), Some(0), "{said}{told}");
     assert!(said.contains("42\r\n"), "{said}");
     assert!(
-        told.contains("mount -t 9p -o") && told.contains(" capsa0 /mnt"),
+        told.contains("mount -t virtiofs -o") && told.contains(" capsa0 /mnt"),
         "{told}"
     );
 }

@@ -2,11 +2,11 @@
 //! machine has. What is not named here does not exist in the guest.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use capsa_core::backend::Accelerator;
+use capsa_core::backend::{AGENT_PORT_NAME, Accelerator, Attachments};
 use capsa_core::disk::{ImageFormat, ResolvedDisk};
 use capsa_core::share::{MountMode, Share, ShareKind};
 use capsa_core::spec::{BootSpec, VmSpec};
@@ -17,15 +17,15 @@ use super::firmware::UefiFirmware;
 /// QEMU's own sandbox: seccomp filters that deny what a running machine never needs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// Builds the argument list. `qmp` is the descriptor of the monitor's socket in QEMU, `file_servers`
-/// are those of the virtio-fs shares, in their order.
+/// Builds the argument list. `qmp` is the descriptor of the monitor's socket in QEMU.
 pub(super) fn arguments(
     spec: &VmSpec,
     firmware: Option<&UefiFirmware>,
     qmp: RawFd,
-    file_servers: &[OwnedFd],
+    attachments: &Attachments,
 ) -> Result<Vec<OsString>, UnrepresentablePath> {
     let mut args = Args::default();
+    let file_servers = &attachments.file_servers[..];
 
     // Nothing by default: no devices, no configuration files, no window, no system call that a
     // running machine does not need.
@@ -83,8 +83,14 @@ pub(super) fn arguments(
             cmdline,
         } => {
             args.option("-kernel", kernel);
-            if let Some(initrd) = initrd {
-                args.option("-initrd", initrd);
+            match &attachments.initrd {
+                // QEMU reads it before it confines itself.
+                Some(whole) => {
+                    args.option("-initrd", format!("/proc/self/fd/{}", whole.as_raw_fd()));
+                }
+                None => initrd
+                    .iter()
+                    .for_each(|initrd| args.option("-initrd", initrd)),
             }
             args.option("-append", cmdline);
         }
@@ -97,6 +103,17 @@ pub(super) fn arguments(
                 }
             }
         }
+    }
+    if let Some(agent) = &attachments.agent {
+        args.option(
+            "-chardev",
+            format!("socket,id=agent,fd={}", agent.as_raw_fd()),
+        );
+        args.option("-device", "virtio-serial-pci,max_ports=2");
+        args.option(
+            "-device",
+            format!("virtserialport,chardev=agent,name={AGENT_PORT_NAME}"),
+        );
     }
     for (index, disk) in spec.disks.iter().enumerate() {
         args.option("-drive", drive(index, disk)?);

@@ -182,8 +182,8 @@ impl HypervisorBackend for QemuBackend {
         // As much as an unprivileged user may have, so that a busy host costs the guest no byte.
         // A smaller pipe works as well.
         let _ = fcntl_setpipe_size(&output, CONSOLE_PIPE);
-        let servers = &attachments.file_servers;
-        let arguments = args::arguments(spec, firmware.as_ref(), qemus_qmp.as_raw_fd(), servers);
+        let firmware = firmware.as_ref();
+        let arguments = args::arguments(spec, firmware, qemus_qmp.as_raw_fd(), &attachments);
         let arguments = arguments.map_err(|_| {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "not UTF-8");
             host("name a disk whose path is not UTF-8 to QEMU")(source)
@@ -197,9 +197,13 @@ impl HypervisorBackend for QemuBackend {
         if let Some(overlays) = &overlays {
             command.env("TMPDIR", overlays.path());
         }
-        let sockets = [&qemus_qmp].into_iter().map(AsFd::as_fd);
-        let inherited: Vec<BorrowedFd<'_>> =
-            sockets.chain(servers.iter().map(AsFd::as_fd)).collect();
+        let servers = attachments.file_servers.iter().map(AsFd::as_fd);
+        let inherited: Vec<BorrowedFd<'_>> = [qemus_qmp.as_fd()]
+            .into_iter()
+            .chain(servers)
+            .chain(attachments.initrd.as_ref().map(AsFd::as_fd))
+            .chain(attachments.agent.as_ref().map(AsFd::as_fd))
+            .collect();
         // Root is expected to be able to use another user's disk image.
         let privileges = CapabilitySet::DAC_OVERRIDE;
         let spawned = ChildProcess::spawn(command, &inherited, privileges);

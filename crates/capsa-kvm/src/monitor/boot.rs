@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use capsa_core::backend::{Attachments, ConsolePipes};
+use capsa_core::backend::{AGENT_VSOCK_PORT, Attachments, ConsolePipes};
 use capsa_core::disk::ResolvedDisk;
 use capsa_core::error::StartFailure;
 use capsa_core::share::ShareKind;
@@ -133,15 +133,19 @@ pub(crate) fn boot(
         slots.plug("capsa-console", console)?;
     }
     let mut vsock = None;
-    if let Some(config) = &spec.vsock {
-        let device = open_vsock(config)?;
-        vsock = Some(device.handle());
+    if spec.vsock.is_some() || attachments.agent.is_some() {
+        let device = open_vsock(spec.vsock.as_ref())?;
+        let handle = device.handle();
+        if let Some(agent) = attachments.agent {
+            handle.expect(AGENT_VSOCK_PORT, agent);
+        }
+        vsock = spec.vsock.as_ref().map(|_| handle);
         slots.plug("capsa-vsock", device)?;
     }
     let functions = slots.functions;
 
     go_on()?;
-    let entry = boot.load(&memory, vcpu_count)?;
+    let entry = boot.load(&memory, vcpu_count, attachments.initrd)?;
     go_on()?;
     let board = Arc::new(Board {
         memory,
@@ -198,8 +202,8 @@ fn open_disk(index: usize, disk: &ResolvedDisk) -> Result<Block> {
     Block::new(image, &format!("capsa{index}")).map_err(host("make a block device"))
 }
 
-fn open_vsock(config: &VsockConfig) -> Result<Vsock> {
-    let path = config.socket.as_deref();
+fn open_vsock(config: Option<&VsockConfig>) -> Result<Vsock> {
+    let path = config.and_then(|config| config.socket.as_deref());
     Vsock::new(GUEST_CID, path).map_err(|source| match path {
         Some(path) => StartFailure::File {
             path: path.to_owned(),
@@ -246,7 +250,7 @@ impl<'a> Boot<'a> {
     }
 
     /// Fills the guest's memory; says where vCPU 0 starts.
-    fn load(&self, memory: &Memory, vcpus: u8) -> Result<arch::Entry> {
+    fn load(&self, memory: &Memory, vcpus: u8, initrd: Option<File>) -> Result<arch::Entry> {
         let at_fault = |path: &Path| {
             let path = path.to_owned();
             move |source: Box<dyn Error + Send + Sync>| StartFailure::File { path, source }
@@ -254,7 +258,10 @@ impl<'a> Boot<'a> {
         let open = |path: &Path| open_regular(path).map_err(|error| at_fault(path)(error.into()));
         let source = BootSource {
             kernel: open(self.kernel)?,
-            initrd: self.initrd.map(open).transpose()?,
+            initrd: match initrd {
+                Some(whole) => Some(whole),
+                None => self.initrd.map(open).transpose()?,
+            },
             cmdline: self.cmdline,
         };
         arch::load(memory, &source, &Hardware { vcpus }).map_err(|error| {

@@ -16,6 +16,7 @@ pub mod end;
 pub mod holder;
 pub mod locks;
 pub mod refusals;
+pub mod sandbox;
 pub mod shares;
 pub mod shares_9p;
 pub mod uefi;
@@ -69,6 +70,12 @@ macro_rules! behaviours {
             locks::a_start_is_tried_again_while_a_disk_is_let_go,
             refusals::bad_files_are_named_before_anything_starts,
             refusals::impossible_requests_are_refused_together,
+            sandbox::a_program_has_its_output_and_its_status,
+            sandbox::streams_pass_as_they_come,
+            sandbox::many_programs_leave_nothing,
+            sandbox::a_silent_reader_holds_up_nobody_else,
+            sandbox::a_sandbox_has_its_shares,
+            sandbox::every_wait_for_a_sandbox_ends,
         }
     };
     (@shares $choice:expr) => {

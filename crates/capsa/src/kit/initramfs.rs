@@ -11,6 +11,7 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 
 use super::folder;
 use super::modules::{self, Module};
+use super::source;
 
 /// An archive being built.
 #[derive(Default)]
@@ -84,6 +85,11 @@ pub(super) fn build(busybox: Vec<u8>, release: &str, modules: Vec<Module>) -> io
     // The kernel gives init its standard streams from here, before anything can be mounted.
     archive.insert("dev/console", Entry::Device { major: 5, minor: 1 });
     archive.insert("dev/null", Entry::Device { major: 1, minor: 3 });
+    // What else busybox is: for programs of a sandbox, which no shell runs first.
+    for name in source::busybox_applets(&busybox) {
+        let target = "/bin/busybox";
+        archive.insert(&format!("usr/bin/{name}"), Entry::Link { target });
+    }
     archive.file("bin/busybox", 0o755, busybox);
     for path in APPLETS {
         archive.insert(
@@ -115,7 +121,8 @@ pub(super) fn build(busybox: Vec<u8>, release: &str, modules: Vec<Module>) -> io
 /// What this version of Capsa puts around busybox and the modules, as a hash: changes when
 /// anything of that changes.
 pub(super) fn recipe() -> io::Result<String> {
-    let mut recipe = build(Vec::new(), "", Vec::new())?;
+    // A busybox of the first two names, so that what is made of them counts.
+    let mut recipe = build(b"\0[\0[[\0".to_vec(), "", Vec::new())?;
     for name in modules::wanted_names() {
         recipe.extend_from_slice(name.as_bytes());
     }

@@ -25,7 +25,7 @@ mod make;
 mod manifest;
 mod modules;
 mod packed;
-mod source;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 

@@ -135,12 +135,36 @@ fn read_busybox(path: &Path) -> Result<Result<Vec<u8>, &'static str>> {
     Ok(fit.map(|()| bytes))
 }
 
+/// Whether the bytes are a program that needs no libraries.
+pub(crate) fn runs_alone(program: &[u8]) -> bool {
+    matches!(needs_loader(program), Ok(false))
+}
+
 /// Whether this program names a loader, as every one does that is linked dynamically.
 fn needs_loader(program: &[u8]) -> object::Result<bool> {
     let header = FileHeader64::<Endianness>::parse(program)?;
     let endian = header.endian()?;
     let mut segments = header.program_headers(endian, program)?.iter();
     Ok(segments.any(|segment| segment.p_type(endian) == PT_INTERP))
+}
+
+/// The programs that busybox is, by their names; found in the program without running it, which has
+/// them in order, each with a NUL behind it.
+pub(super) fn busybox_applets(program: &[u8]) -> Vec<&str> {
+    const FIRST: &[u8] = b"\0[\0[[\0";
+    let Some(start) = memchr::memmem::find(program, FIRST) else {
+        return Vec::new();
+    };
+    let is_name = |name: &&str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"[]-_.".contains(&byte);
+        !name.is_empty() && name.len() < 32 && name.bytes().all(plain)
+    };
+    let mut last = "";
+    program[start + 1..]
+        .split(|byte| *byte == 0)
+        .map_while(|name| std::str::from_utf8(name).ok())
+        .take_while(|name| is_name(name) && std::mem::replace(&mut last, name) < *name)
+        .collect()
 }
 
 /// The version that busybox prints, found in the program without running it.

@@ -525,3 +525,19 @@ proptest! {
         let _ = packed::unpack(&[magic, &rest].concat());
     }
 }
+
+#[test]
+fn the_programs_that_busybox_is_are_read_from_it() {
+    let applets = source::busybox_applets;
+    assert_eq!(
+        applets(b"\x7fELF\0[\0[[\0ash\0cat\0zcat\0\0more"),
+        ["[", "[[", "ash", "cat", "zcat"]
+    );
+    // Out of order, not a name, cut off: the list is over.
+    assert_eq!(applets(b"\0[\0[[\0b\0a\0"), ["[", "[[", "b"]);
+    assert_eq!(applets(b"\0[\0[[\0../x\0"), ["[", "[["]);
+    assert_eq!(applets(b"no list"), [""; 0]);
+    let hosts = fs::read("/bin/busybox").unwrap();
+    let hosts = applets(&hosts);
+    assert!(hosts.contains(&"sh") && hosts.contains(&"cat"), "{hosts:?}");
+}

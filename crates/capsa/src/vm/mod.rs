@@ -29,6 +29,7 @@ use crate::console::{
     CONSOLE_CAPACITY, ConsoleBuffer, ConsoleInput, DIAGNOSTIC_CAPACITY, VmConsole, console_input,
 };
 use crate::driver;
+use crate::sandbox::AgentBoot;
 use crate::vsock::{self, VsockListener, VsockStream};
 
 mod file_servers;
@@ -148,6 +149,7 @@ impl VmHandle {
         console_mode: ConsoleMode,
         timeout: Option<Duration>,
         retry: RetryPolicy,
+        agent: Option<AgentBoot>,
     ) -> Self {
         let (commands, accepted) = mpsc::unbounded_channel();
         let state = watch::Sender::new(Lifecycle::new(spec.backend.kind));
@@ -178,6 +180,7 @@ impl VmHandle {
             backend,
             spec,
             retry,
+            agent: agent.map(Arc::new),
             commands: accepted,
             typed,
             stop: None,

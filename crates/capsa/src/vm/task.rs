@@ -30,6 +30,7 @@ use super::lifecycle::{EndRequest, Lifecycle};
 use super::{RetryPolicy, VmShared, Vsock};
 use crate::console::{InputQueue, pump};
 use crate::inspect;
+use crate::sandbox::AgentBoot;
 use crate::stdio::StdioBridge;
 
 /// How long the last console output may take once the machine is gone. It lies in the pipe.
@@ -62,6 +63,9 @@ pub(crate) struct VmTask {
     pub(crate) backend: Arc<dyn HypervisorBackend>,
     pub(crate) spec: VmSpec,
     pub(crate) retry: RetryPolicy,
+    /// What makes it a sandbox. It holds the machine's end of a channel, so it goes when the machine
+    /// has its own: whoever holds the other end is to see the machine's end.
+    pub(crate) agent: Option<Arc<AgentBoot>>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     /// What consoles type. Dropped after the end is published, so that a write which fails then
     /// can say how the VM ended.
@@ -112,10 +116,12 @@ impl VmTask {
             backend,
             spec,
             retry,
+            agent,
             commands,
             stop,
             ..
         } = self;
+        let agent = &*agent;
         let attempt = || async {
             let (disks, kind) = (spec.disks.clone(), spec.backend.kind);
             // This thread serves every other VM as well; a dead file server must not hold it.
@@ -125,7 +131,18 @@ impl VmTask {
                 path: None,
                 source: source.into(),
             })??;
-            let (servers, attachments) = FileServers::start(spec).await?;
+            let (servers, mut attachments) = FileServers::start(spec).await?;
+            if let Some(agent) = agent.clone() {
+                let spec = spec.clone();
+                let attached = spawn_blocking(move || {
+                    agent.attach(&spec, &mut attachments).map(|()| attachments)
+                });
+                attachments = attached.await.map_err(|source| Error::Io {
+                    action: "make the sandbox's initial RAM disk".into(),
+                    path: None,
+                    source: source.into(),
+                })??;
+            }
             Ok((backend.start(spec, attachments).await?, servers))
         };
         let backoff = ExponentialBuilder::default()
@@ -180,6 +197,7 @@ impl VmTask {
             // A machine runs once: nothing was set before.
             let _ = ports.set(of_machine);
         }
+        self.agent = None;
         self.vm.state.send_modify(Lifecycle::running);
         debug!(target: "capsa::vm", "running");
 

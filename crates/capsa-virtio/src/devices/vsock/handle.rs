@@ -70,6 +70,12 @@ impl VsockHandle {
         })
     }
 
+    /// Makes `stream` the host's end of the guest's next connection to `port` of the host. Only of that
+    /// one, before any listener or path is asked: for a peer that is known before the guest runs.
+    pub fn expect(&self, port: u32, stream: UnixStream) {
+        self.shared.lock().expected.insert(port, stream);
+    }
+
     /// Ends every connection and tells the guest that all of them are gone (5.10.6.7): for a guest
     /// that was restored elsewhere, or earlier, than its connections were made. Listeners stay on
     /// both sides.
@@ -159,6 +165,8 @@ struct State {
     driver: bool,
     requests: VecDeque<(u32, UnixStream)>,
     listeners: HashMap<u32, Backlog>,
+    /// The host's ends of connections that the guest is to make.
+    expected: HashMap<u32, UnixStream>,
     transport_reset: bool,
     /// The device is gone.
     ended: bool,
@@ -205,6 +213,7 @@ impl Shared {
         self.set_driver(false);
         let mut state = self.lock();
         state.ended = true;
+        state.expected.clear();
         for backlog in state.listeners.values_mut() {
             backlog.waker.take().into_iter().for_each(Waker::wake);
         }
@@ -222,6 +231,9 @@ impl Shared {
     /// listens there; the error when it cannot be taken.
     pub(super) fn arrive(&self, port: u32, guest_port: u32) -> Option<io::Result<UnixStream>> {
         let mut state = self.lock();
+        if let Some(expected) = state.expected.remove(&port) {
+            return Some(Ok(expected));
+        }
         let backlog = state.listeners.get_mut(&port)?;
         if backlog.waiting.len() >= BACKLOG {
             return Some(Err(io::ErrorKind::WouldBlock.into()));

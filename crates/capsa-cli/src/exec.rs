@@ -1,0 +1,262 @@
+//! `capsa exec`: runs a command in a fresh sandbox; its output and its status are the command's own.
+
+use std::ffi::OsString;
+use std::io;
+
+use capsa::{
+    AgentFailure, AgentRefusal, Capsa, Error, ExitReason, Process, ProcessOutput, ProcessStdin,
+    Sandbox, SandboxBuilder,
+};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cli::ExecArgs;
+use crate::exit::{Done, Exit, Failure};
+use crate::{messages, stdin};
+
+/// Bytes that pass at once.
+const PIECE: usize = 64 << 10;
+
+/// Runs the command to its end.
+pub(crate) fn exec(args: ExecArgs) -> Done {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Failure::Stream {
+        action: "start the async runtime",
+        source,
+    })?;
+    let done = runtime.block_on(run(args));
+    // A write to a standard output that nobody reads must not hold the program.
+    runtime.shutdown_background();
+    match done {
+        Err(failure) => Err(Failure::Exec {
+            exit: exit_of(&failure),
+            failure: Box::new(failure),
+        }),
+        done => done,
+    }
+}
+
+/// 126 and 127 are the command's, as in a shell; everything else is Capsa's own failure.
+fn exit_of(failure: &Failure) -> Exit {
+    let Failure::Library { error, .. } = failure else {
+        return match failure.is_broken_pipe() {
+            true => Exit::BROKEN_PIPE,
+            false => Exit::EXEC_FAILED,
+        };
+    };
+    let Error::Agent { cause } = &**error else {
+        return Exit::EXEC_FAILED;
+    };
+    match &**cause {
+        AgentFailure::Refused { kind, .. } => match kind {
+            AgentRefusal::NotFound => Exit::NOT_FOUND,
+            AgentRefusal::NotExecutable | AgentRefusal::PermissionDenied => Exit::NOT_EXECUTABLE,
+            _ => Exit::EXEC_FAILED,
+        },
+        _ => Exit::EXEC_FAILED,
+    }
+}
+
+async fn run(args: ExecArgs) -> Done {
+    let mut signals = Signals::new()?;
+    let builder = builder(&args);
+    if rustix::process::geteuid().is_root() {
+        messages::warning(
+            "running as root: a guest that breaks out is root here; use another user",
+        );
+    }
+    let sandbox = tokio::select! {
+        started = builder.start() => started?,
+        // Dropping the start ends the VM.
+        number = signals.next() => return Ok(Exit::signal(number)),
+    };
+    messages::note(&format!("backend {}", sandbox.vm().backend()));
+    let mut command = sandbox.exec(&args.command).cwd(args.cwd);
+    for variable in args.env {
+        let (key, value) = variable.resolve()?;
+        command = command.env(key, value);
+    }
+    if let Some(uid) = args.user {
+        command = command.user(uid);
+    }
+    let mut process = command.spawn().await?;
+    let passed = pass(&sandbox, &mut process, &mut signals).await;
+    if let Some(ExitReason::TimedOut) = sandbox.vm().exit_reason() {
+        messages::note("the sandbox ran out of its time and was killed");
+        return Ok(Exit::TIMEOUT);
+    }
+    passed
+}
+
+fn builder(args: &ExecArgs) -> SandboxBuilder {
+    let mut builder = Capsa::sandbox();
+    for share in &args.shares {
+        builder = builder.share(&share.host_path, share.guest_path.as_str(), share.mode);
+    }
+    if let Some(cpus) = args.cpus {
+        builder = builder.cpus(cpus);
+    }
+    if let Some(memory) = args.memory {
+        builder = builder.memory_mb(memory);
+    }
+    if let Some(limit) = args.timeout {
+        builder = builder.timeout(limit);
+    }
+    if let Some(backend) = args.backend {
+        builder = builder.backend(backend);
+    }
+    if let Some(isolation) = args.isolation {
+        builder = builder.require_isolation(isolation);
+    }
+    builder
+}
+
+/// Passes the standard streams and signals until the command has ended and its output has passed.
+async fn pass(sandbox: &Sandbox, process: &mut Process, signals: &mut Signals) -> Done {
+    let input = type_all(process.stdin.take(), stdin::bytes()?);
+    let output = show(process.stdout.take(), tokio::io::stdout());
+    let errors = show(process.stderr.take(), tokio::io::stderr());
+    // Input may be left when the command has ended: its thread goes with the program.
+    let typing = tokio::spawn(input);
+    let mut showing = std::pin::pin!(async { tokio::try_join!(output, errors) });
+    let mut shown = None;
+    let mut status = None;
+    let mut told = 0;
+    while status.is_none() || shown.is_none() {
+        tokio::select! {
+            done = &mut showing, if shown.is_none() => shown = Some(done?),
+            ended = process.wait(), if status.is_none() => status = Some(ended?),
+            number = signals.next() => {
+                told += 1;
+                if told > 1 {
+                    sandbox.vm().kill().await?;
+                    return Ok(Exit::signal(number));
+                }
+                process.signal(number).await?;
+            }
+        }
+    }
+    typing.abort();
+    sandbox.vm().kill().await?;
+    Ok(status.map_or(Exit::EXEC_FAILED, |status| Exit::of_command(status.code())))
+}
+
+/// Gives the command its input, until there is none or it takes no more.
+async fn type_all(to: Option<ProcessStdin>, mut input: mpsc::Receiver<Vec<u8>>) {
+    let Some(mut to) = to else { return };
+    while let Some(bytes) = input.recv().await {
+        // A command that does not read all of its input is nothing to tell anybody.
+        if to.write_all(&bytes).await.is_err() || to.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+/// Shows what the command writes, as it comes.
+async fn show(from: Option<ProcessOutput>, mut to: impl AsyncWrite + Unpin) -> Result<(), Failure> {
+    let Some(mut from) = from else { return Ok(()) };
+    let mut piece = vec![0; PIECE];
+    loop {
+        let length = from
+            .read(&mut piece)
+            .await
+            .map_err(|source| Failure::Stream {
+                action: "read the command's output",
+                source,
+            })?;
+        if length == 0 {
+            return Ok(());
+        }
+        let written: io::Result<()> = async {
+            to.write_all(&piece[..length]).await?;
+            to.flush().await
+        }
+        .await;
+        written.map_err(Failure::output)?;
+    }
+}
+
+/// A variable for the command, as it was typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EnvArg {
+    /// The caller's own value.
+    Inherited(String),
+    /// This value.
+    Set(String, String),
+}
+
+impl EnvArg {
+    /// Reads `NAME` or `NAME=VALUE`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        if name.is_empty() {
+            return Err("a variable is written NAME or NAME=VALUE".into());
+        }
+        Ok(match value {
+            Some(value) => Self::Set(name.into(), value.into()),
+            None => Self::Inherited(name.into()),
+        })
+    }
+
+    fn resolve(self) -> Result<(OsString, OsString), Failure> {
+        match self {
+            Self::Set(name, value) => Ok((name.into(), value.into())),
+            Self::Inherited(name) => match std::env::var_os(&name) {
+                Some(value) => Ok((name.into(), value)),
+                None => Err(Failure::Usage(format!(
+                    "--env {name}: there is no such variable here; write {name}=VALUE"
+                ))),
+            },
+        }
+    }
+}
+
+/// The signals that are the command's.
+struct Signals([(i32, Signal); 3]);
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let open = |kind: SignalKind| match signal(kind) {
+            Ok(signal) => Ok((kind.as_raw_value(), signal)),
+            Err(source) => Err(Failure::Stream {
+                action: "wait for signals",
+                source,
+            }),
+        };
+        Ok(Self([
+            open(SignalKind::interrupt())?,
+            open(SignalKind::terminate())?,
+            open(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// The number of the next one. Cancel safe.
+    async fn next(&mut self) -> i32 {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.1.recv() => interrupt.0,
+            _ = terminate.1.recv() => terminate.0,
+            _ = hangup.1.recv() => hangup.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_a_name_and_perhaps_a_value() {
+        let set = |name: &str, value: &str| Ok(EnvArg::Set(name.into(), value.into()));
+        assert_eq!(EnvArg::parse("A=b=c"), set("A", "b=c"));
+        assert_eq!(EnvArg::parse("A="), set("A", ""));
+        assert_eq!(EnvArg::parse("A"), Ok(EnvArg::Inherited("A".into())));
+        EnvArg::parse("=b").expect_err("no name");
+    }
+}

@@ -1,0 +1,191 @@
+//! Sandboxes: programs in a fresh VM.
+
+use std::time::Duration;
+
+use capsa::{
+    AgentFailure, AgentRefusal, BackendChoice, Capsa, Error, ExecOutput, ExecStatus, MountMode,
+    Sandbox, SandboxBuilder,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::guest::{LIMIT, output};
+use crate::images;
+
+/// SIGKILL, by Linux's number.
+const KILL: i32 = 9;
+
+fn builder(backend: BackendChoice) -> SandboxBuilder {
+    let builder = Capsa::sandbox().kit(images::kit()).backend(backend);
+    builder.ready_timeout(LIMIT)
+}
+
+async fn start(backend: BackendChoice) -> Sandbox {
+    builder(backend).start().await.expect("the sandbox starts")
+}
+
+async fn shell(sandbox: &Sandbox, script: &str) -> ExecOutput {
+    let run = sandbox.exec(["sh", "-c", script]).output();
+    let output = timeout(LIMIT, run).await.expect("in time");
+    output.expect("the program runs")
+}
+
+/// A program's output, status, environment and folder are what they should be, and so is the reason
+/// why one cannot be run.
+pub async fn a_program_has_its_output_and_its_status(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    let said = shell(&sandbox, "echo hi; echo no >&2; exit 7").await;
+    assert_eq!(said.status, ExecStatus::Exited(7));
+    assert_eq!(
+        (&said.stdout[..], &said.stderr[..]),
+        (&b"hi\n"[..], &b"no\n"[..])
+    );
+    let killed = shell(&sandbox, "kill -9 $$").await;
+    assert_eq!(killed.status, ExecStatus::Signaled(KILL));
+    assert_eq!(killed.status.code(), 137);
+
+    let run = sandbox.exec(["sh", "-c", "pwd; id -u; env | sort"]);
+    let run = run.cwd("/tmp").user(7).env("A", "b c").env("TERM", "vt100");
+    let said = run.output().await.expect("the program runs");
+    let said = String::from_utf8(said.stdout).expect("text");
+    let lines: Vec<_> = said
+        .lines()
+        .filter(|line| !line.starts_with("PWD="))
+        .collect();
+    assert_eq!(&lines[..3], ["/tmp", "7", "A=b c"]);
+    assert_eq!(lines[3..5], ["HOME=/root", "LANG=C.UTF-8"]);
+    assert!(lines[5].starts_with("PATH=/"), "{said}");
+    assert!(lines.contains(&"TERM=vt100"), "{said}");
+
+    for (program, expected) in [
+        ("nosuchprogram", AgentRefusal::NotFound),
+        ("/etc/passwd", AgentRefusal::NotExecutable),
+    ] {
+        let refused = sandbox.exec([program]).output().await;
+        match refused.expect_err("it cannot be run") {
+            Error::Agent { cause } => match *cause {
+                AgentFailure::Refused { kind, .. } => assert_eq!(kind, expected),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+    sandbox.vm().kill().await.expect("kill");
+}
+
+/// Input is answered as it comes, and much of it arrives whole.
+pub async fn streams_pass_as_they_come(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    let answer = "while read line; do echo got $line; done";
+    let mut process = sandbox
+        .exec(["sh", "-c", answer])
+        .spawn()
+        .await
+        .expect("the program runs");
+    let mut stdin = process.stdin.take().expect("its input");
+    let mut stdout = process.stdout.take().expect("its output");
+    for line in ["one", "two"] {
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .expect("taken");
+        let mut got = vec![0; "got \n".len() + line.len()];
+        let reading = timeout(LIMIT, stdout.read_exact(&mut got)).await;
+        reading.expect("in time").expect("an answer");
+        assert_eq!(got, format!("got {line}\n").as_bytes());
+    }
+    stdin.shutdown().await.expect("the end of the input");
+    let status = timeout(LIMIT, process.wait()).await.expect("in time");
+    assert!(status.expect("a status").success());
+
+    let mut process = sandbox.exec(["cat"]).spawn().await.expect("cat runs");
+    let mut stdin = process.stdin.take().expect("its input");
+    let mut stdout = process.stdout.take().expect("its output");
+    let sent: Vec<u8> = (0..=250).cycle().take(output(64 << 20)).collect();
+    let mut received = Vec::new();
+    let send = async {
+        stdin.write_all(&sent).await.expect("taken");
+        stdin.shutdown().await.expect("the end");
+    };
+    let both = async { tokio::join!(send, stdout.read_to_end(&mut received)).1 };
+    let read = timeout(LIMIT, both).await.expect("in time");
+    read.expect("read to the end");
+    assert!(
+        received == sent,
+        "{} of {} bytes",
+        received.len(),
+        sent.len()
+    );
+    sandbox.vm().kill().await.expect("kill");
+}
+
+/// Many programs at once lose nothing and leave nothing.
+pub async fn many_programs_leave_nothing(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    // Those of the kernel, which come and go, have no program; those that nobody waited for neither.
+    let processes = "for p in /proc/[0-9]*; do readlink $p/exe; done | wc -l; \
+        grep -ls '^State:.Z' /proc/[0-9]*/status | wc -l";
+    let before = shell(&sandbox, processes).await.stdout;
+    let (all, at_once) = (output(200).max(20), output(50).max(10));
+    for batch in 0..all / at_once {
+        let mut programs = JoinSet::new();
+        for index in 0..at_once {
+            let number = (batch * at_once + index).to_string();
+            let run = sandbox.exec(["echo", &number]).output();
+            programs.spawn(async move { (number, run.await) });
+        }
+        let ended = timeout(LIMIT, programs.join_all()).await.expect("in time");
+        for (number, output) in ended {
+            let output = output.expect("the program runs");
+            assert_eq!(output.stdout, format!("{number}\n").as_bytes());
+            assert!(output.status.success());
+        }
+    }
+    assert_eq!(shell(&sandbox, processes).await.stdout, before);
+    sandbox.vm().kill().await.expect("kill");
+}
+
+/// A program whose output nobody reads holds up no other one, and can be killed.
+pub async fn a_silent_reader_holds_up_nobody_else(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    let mut endless = sandbox.exec(["yes"]).spawn().await.expect("it runs");
+    assert_eq!(shell(&sandbox, "echo hi").await.stdout, b"hi\n");
+    endless.kill().await.expect("told");
+    let status = timeout(LIMIT, endless.wait()).await.expect("in time");
+    assert_eq!(status.expect("a status"), ExecStatus::Signaled(KILL));
+    sandbox.vm().kill().await.expect("kill");
+}
+
+/// A writable share is there, and what is written to it is the caller's.
+pub async fn a_sandbox_has_its_shares(backend: BackendChoice) {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("in"), "from the host").expect("written");
+    let builder = builder(backend).share(folder.path(), "/work/here", MountMode::ReadWrite);
+    let sandbox = builder.start().await.expect("the sandbox starts");
+    let said = shell(&sandbox, "cd /work/here && cat in && echo hi > out").await;
+    assert_eq!(said.stdout, b"from the host", "{said:?}");
+    let out = folder.path().join("out");
+    assert_eq!(std::fs::read(&out).expect("the guest's file"), b"hi\n");
+    sandbox.vm().kill().await.expect("kill");
+}
+
+/// The end of the VM ends what waits for its programs; an agent that does not answer in time is an
+/// error, and its VM ends.
+pub async fn every_wait_for_a_sandbox_ends(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    let mut process = sandbox.exec(["cat"]).spawn().await.expect("it runs");
+    let vm = sandbox.vm().clone();
+    drop(sandbox);
+    vm.kill().await.expect("kill");
+    let status = timeout(LIMIT, process.wait()).await.expect("in time");
+    status.expect_err("nobody told a status");
+
+    let hasty = builder(backend).ready_timeout(Duration::from_millis(1));
+    match hasty.start().await.expect_err("nobody boots so fast") {
+        Error::Agent { cause } => {
+            assert!(matches!(*cause, AgentFailure::NotReady { .. }), "{cause:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,225 @@
+//! The connection to the agent: one multiplexer, driven on the driver thread.
+//!
+//! Streams belong to whoever asked for them, on any runtime or none. A stream that nobody reads stops
+//! by its window, and no other one with it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use capsa_agent_proto::frame::{FrameError, Message, expect_message, write_message};
+use capsa_agent_proto::preamble::{self, PreambleError};
+use capsa_agent_proto::{Failure, FailureKind, Open};
+use capsa_core::error::{AgentFailure, AgentRefusal};
+use capsa_core::escape::one_line;
+use futures_util::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+use yamux::{Config, Connection, Mode, Stream};
+
+use super::boot::HostEnd;
+
+/// Streams at once. Each may hold a window of 256 KiB that a hostile guest has filled: 128 MiB.
+const STREAMS: usize = 512;
+
+/// What the windows of all streams may come to.
+const WINDOWS: usize = STREAMS * yamux::DEFAULT_CREDIT as usize;
+
+/// Characters of what a guest says in an error.
+const MAX_DETAIL: usize = 1000;
+
+type Result<T, E = AgentFailure> = std::result::Result<T, E>;
+
+/// Opens streams to the agent. A clone is the same connection, which ends with the last of them.
+#[derive(Clone)]
+pub(super) struct AgentLink {
+    wanted: mpsc::UnboundedSender<oneshot::Sender<Stream>>,
+    permits: Arc<Semaphore>,
+}
+
+/// A stream, counted while it lives.
+pub(super) struct AgentStream {
+    pub(super) stream: Stream,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AgentLink {
+    /// Hears the agent's first words, answers them, and drives the connection from then on. The
+    /// second part of the result does so, and has to be run.
+    pub(super) async fn establish(
+        host: HostEnd,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static)> {
+        let broken = |action| move |source| AgentFailure::Host { action, source };
+        let socket = host.stream;
+        let switched = socket.set_nonblocking(true);
+        switched.map_err(broken("switch the agent's socket to non-blocking mode"))?;
+        let socket = UnixStream::from_std(socket).map_err(broken("watch the agent's socket"))?;
+        let mut socket = socket.compat();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        // Before 1970 the guest's guess is as good as ours.
+        let clock = clock.unwrap_or_default();
+        preamble::host(&mut socket, &host.token, clock)
+            .await
+            .map_err(|error| match error {
+                PreambleError::Io(error) => lost(&error),
+                error => AgentFailure::Handshake {
+                    message: error.to_string(),
+                },
+            })?;
+        let (wanted, waiting) = mpsc::unbounded_channel();
+        let link = Self {
+            wanted,
+            permits: Arc::new(Semaphore::new(STREAMS)),
+        };
+        Ok((link, drive(socket, waiting)))
+    }
+
+    /// Opens a stream and says what it is for. Waits while there are [`STREAMS`].
+    pub(super) async fn open(&self, open: &Open) -> Result<AgentStream> {
+        let ended = || AgentFailure::Lost {
+            message: "it has ended".into(),
+        };
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(|_| ended())?;
+        let (reply, stream) = oneshot::channel();
+        self.wanted.send(reply).map_err(|_| ended())?;
+        let mut stream = stream.await.map_err(|_| ended())?;
+        let said = write_message(&mut stream, open).await;
+        said.map_err(|error| failed(&error))?;
+        Ok(AgentStream {
+            stream,
+            _permit: permit,
+        })
+    }
+
+    /// Opens a stream that may not be wanted.
+    pub(super) async fn open_if(&self, wanted: bool, open: Open) -> Result<Option<AgentStream>> {
+        match wanted {
+            true => self.open(&open).await.map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
+impl AsyncRead for AgentStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for AgentStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
+    }
+}
+
+impl AgentStream {
+    /// The agent's answer, which may be a refusal.
+    pub(super) async fn answer<M: Message>(&mut self) -> Result<M> {
+        let answer: Result<M, Failure> = expect_message(&mut self.stream)
+            .await
+            .map_err(|error| failed(&error))?;
+        answer.map_err(refused)
+    }
+}
+
+/// Drives the multiplexer until the channel or the last link ends.
+async fn drive(
+    socket: Compat<UnixStream>,
+    mut wanted: mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
+) {
+    let mut config = Config::default();
+    // In this order: the windows must suffice for the streams at any time.
+    config.set_max_connection_receive_window(None);
+    config.set_max_num_streams(STREAMS);
+    config.set_max_connection_receive_window(Some(WINDOWS));
+    let mut connection = Connection::new(socket, config, Mode::Client);
+    let mut waiting = VecDeque::new();
+    poll_fn(|context| poll_drive(&mut connection, &mut wanted, &mut waiting, context)).await;
+}
+
+fn poll_drive(
+    connection: &mut Connection<Compat<UnixStream>>,
+    wanted: &mut mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
+    waiting: &mut VecDeque<oneshot::Sender<Stream>>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    loop {
+        match wanted.poll_recv(context) {
+            Poll::Ready(Some(reply)) => waiting.push_back(reply),
+            // Nobody can ask for more; streams that are open go on while their owners hold links.
+            Poll::Ready(None) => return Poll::Ready(()),
+            Poll::Pending => break,
+        }
+    }
+    while !waiting.is_empty() {
+        match connection.poll_new_outbound(context) {
+            Poll::Ready(Ok(stream)) => {
+                if let Some(reply) = waiting.pop_front() {
+                    // Whoever gave up drops the stream, which resets it.
+                    let _ = reply.send(stream);
+                }
+            }
+            Poll::Ready(Err(_)) => return Poll::Ready(()),
+            Poll::Pending => break,
+        }
+    }
+    match connection.poll_next_inbound(context) {
+        Poll::Pending => Poll::Pending,
+        // The guest opens no streams: whatever this is, it is not our agent. Else the channel ended.
+        Poll::Ready(_) => Poll::Ready(()),
+    }
+}
+
+/// The failure of a stream.
+pub(super) fn failed(error: &FrameError) -> AgentFailure {
+    AgentFailure::Lost {
+        message: error.to_string(),
+    }
+}
+
+fn lost(error: &io::Error) -> AgentFailure {
+    AgentFailure::Lost {
+        message: error.to_string(),
+    }
+}
+
+/// What the agent says, for people who must not be deceived by it.
+pub(super) fn refused(failure: Failure) -> AgentFailure {
+    AgentFailure::Refused {
+        kind: match failure.kind {
+            FailureKind::NotFound => AgentRefusal::NotFound,
+            FailureKind::NotExecutable => AgentRefusal::NotExecutable,
+            FailureKind::WorkingDirectory => AgentRefusal::WorkingDirectory,
+            FailureKind::User => AgentRefusal::User,
+            FailureKind::PermissionDenied => AgentRefusal::PermissionDenied,
+            FailureKind::Busy => AgentRefusal::Busy,
+            FailureKind::Invalid => AgentRefusal::Invalid,
+            FailureKind::Unsupported => AgentRefusal::Unsupported,
+            FailureKind::Other => AgentRefusal::Other,
+        },
+        errno: failure.errno,
+        detail: one_line(&failure.detail, MAX_DETAIL),
+    }
+}
