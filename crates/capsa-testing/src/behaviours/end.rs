@@ -157,7 +157,8 @@ pub async fn kill(backend: BackendChoice) {
 
 /// The builder's time limit.
 pub async fn the_time_limit_ends_a_vm(backend: BackendChoice) {
-    let builder = kit_vm(backend).timeout(Duration::from_secs(1));
+    // Longer than the start takes on a busy host.
+    let builder = kit_vm(backend).timeout(Duration::from_secs(10));
     let vm = builder.build().await.expect("build");
     vm.start().await.expect("start");
     assert_eq!(vm.wait().await.expect("wait"), STOPPED);
