@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::time::Duration;
 
 use capsa::{
     AgentFailure, AgentRefusal, Capsa, Error, ExitReason, Process, ProcessOutput, ProcessStdin,
@@ -15,6 +16,9 @@ use tokio::sync::mpsc;
 use crate::cli::ExecArgs;
 use crate::exit::{Done, Exit, Failure};
 use crate::{messages, stdin};
+
+/// How long a VM may take to end after its agent has.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Bytes that pass at once.
 const PIECE: usize = 64 << 10;
@@ -81,13 +85,26 @@ async fn run(args: ExecArgs) -> Done {
     if let Some(uid) = args.user {
         command = command.user(uid);
     }
-    let mut process = command.spawn().await?;
-    let passed = pass(&sandbox, &mut process, &mut signals).await;
+    let passed = match command.spawn().await {
+        Ok(mut process) => pass(&sandbox, &mut process, &mut signals).await,
+        Err(error) => Err(error.into()),
+    };
+    if passed.as_ref().is_err_and(lost_agent) {
+        // A VM that ends loses its agent first, and then says why.
+        sandbox.vm().wait_timeout(LAST_WORDS).await?;
+    }
     if let Some(ExitReason::TimedOut) = sandbox.vm().exit_reason() {
         messages::note("the sandbox ran out of its time and was killed");
         return Ok(Exit::TIMEOUT);
     }
     passed
+}
+
+fn lost_agent(failure: &Failure) -> bool {
+    let Failure::Library { error, .. } = failure else {
+        return false;
+    };
+    matches!(&**error, Error::Agent { cause } if matches!(**cause, AgentFailure::Lost { .. }))
 }
 
 fn builder(args: &ExecArgs) -> SandboxBuilder {

@@ -6,6 +6,7 @@
     reason = "a test fails where it cannot go on, in its helpers too"
 )]
 
+mod exec;
 mod file_server;
 mod pipes;
 mod program;

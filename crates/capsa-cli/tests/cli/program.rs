@@ -70,6 +70,8 @@ impl Program {
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("TERM", "xterm")
             .env("CAPSA_KIT", &self.kit)
+            // The first process of sandboxes; cargo's configuration says where it is.
+            .envs(std::env::vars_os().filter(|(name, _)| name == "CAPSA_GUEST"))
             .env("XDG_CACHE_HOME", self.cache.path())
             // Files that are left behind are seen.
             .env("TMPDIR", self.folder());

@@ -17,17 +17,17 @@ fn virtio_fs() -> ShareMechanism {
     ShareMechanism::VirtioFs(VirtioFsConfig::default())
 }
 
-/// See [`passes_files_both_ways`].
+/// See `passes_files_both_ways`.
 pub async fn a_writable_share_passes_files_both_ways(backend: BackendChoice) {
     passes_files_both_ways(backend, virtio_fs()).await;
 }
 
-/// See [`is_not_written`].
+/// See `is_not_written`.
 pub async fn a_read_only_share_is_not_written(backend: BackendChoice) {
     is_not_written(backend, virtio_fs()).await;
 }
 
-/// See [`is_harmless`].
+/// See `is_harmless`.
 pub async fn nothing_dangerous_reaches_the_host(backend: BackendChoice) {
     is_harmless(backend, virtio_fs()).await;
 }

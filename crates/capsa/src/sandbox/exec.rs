@@ -146,19 +146,23 @@ impl Exec {
             main: false,
             kill_rest: false,
         };
-        let mut control = self.link.open(&Open::Exec(Box::new(request))).await?;
-        let stdin = self
-            .link
-            .open_if(streams.stdin, Open::Stdin { exec: id })
-            .await?;
-        let stdout = self
-            .link
-            .open_if(streams.stdout, Open::Stdout { exec: id })
-            .await?;
-        let stderr = self
-            .link
-            .open_if(streams.stderr, Open::Stderr { exec: id })
-            .await?;
+        let wanted = [
+            (streams.stdin, Open::Stdin { exec: id }),
+            (streams.stdout, Open::Stdout { exec: id }),
+            (streams.stderr, Open::Stderr { exec: id }),
+        ];
+        let count = wanted.iter().filter(|(wanted, _)| *wanted).count();
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let right = &mut self.link.reserve(1 + count).await?;
+        let exec = Open::Exec(Box::new(request));
+        let mut control = self.link.open(right, &exec).await?;
+        let mut pipes = [None, None, None];
+        for (pipe, (wanted, open)) in pipes.iter_mut().zip(wanted) {
+            if wanted {
+                *pipe = Some(self.link.open(right, &open).await?);
+            }
+        }
+        let [stdin, stdout, stderr] = pipes;
         let pid = match next(&mut control).await? {
             ExecEvent::Started { pid } => pid,
             ExecEvent::Failed(failure) => return Err(refused(failure).into()),

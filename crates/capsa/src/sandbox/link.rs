@@ -44,7 +44,7 @@ pub(super) struct AgentLink {
 
 /// A stream, counted while it lives.
 pub(super) struct AgentStream {
-    pub(super) stream: Stream,
+    stream: Stream,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -79,13 +79,17 @@ impl AgentLink {
         Ok((link, drive(socket, waiting)))
     }
 
-    /// Opens a stream and says what it is for. Waits while there are [`STREAMS`].
-    pub(super) async fn open(&self, open: &Open) -> Result<AgentStream> {
-        let ended = || AgentFailure::Lost {
-            message: "it has ended".into(),
-        };
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let permit = permit.map_err(|_| ended())?;
+    /// The right to open `count` streams. Waits while there are too many; all at once, or two callers
+    /// could wait for each other's second.
+    pub(super) async fn reserve(&self, count: u32) -> Result<Reservation> {
+        let permits = Arc::clone(&self.permits).acquire_many_owned(count).await;
+        permits.map(Reservation).map_err(|_| ended())
+    }
+
+    /// Opens a stream and says what it is for.
+    pub(super) async fn open(&self, right: &mut Reservation, open: &Open) -> Result<AgentStream> {
+        // A caller that opens more than it has reserved has a bug, which costs it the stream.
+        let permit = right.0.split(1).ok_or_else(ended)?;
         let (reply, stream) = oneshot::channel();
         self.wanted.send(reply).map_err(|_| ended())?;
         let mut stream = stream.await.map_err(|_| ended())?;
@@ -96,13 +100,14 @@ impl AgentLink {
             _permit: permit,
         })
     }
+}
 
-    /// Opens a stream that may not be wanted.
-    pub(super) async fn open_if(&self, wanted: bool, open: Open) -> Result<Option<AgentStream>> {
-        match wanted {
-            true => self.open(&open).await.map(Some),
-            false => Ok(None),
-        }
+/// The right to open some streams.
+pub(super) struct Reservation(OwnedSemaphorePermit);
+
+fn ended() -> AgentFailure {
+    AgentFailure::Lost {
+        message: "it has ended".into(),
     }
 }
 
