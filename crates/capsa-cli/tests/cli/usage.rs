@@ -53,7 +53,7 @@ fn usage_errors_end_with_2_on_standard_error() {
     for (args, reason) in [
         (&[][..], "Usage"),
         (&["frobnicate"], "unrecognized subcommand"),
-        (&["exec", "--", "true"], "unrecognized subcommand"),
+        (&["ps"], "unrecognized subcommand"),
         (&["run", "--kernle", "x"], "'--kernel'"),
         (&["run", "--memory", "512"], "write 512M"),
         (&["run", "--timeout", "5"], "90s or 5m"),
