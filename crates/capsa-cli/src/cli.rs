@@ -97,13 +97,8 @@ Examples:
   capsa exec -- uname -a
   capsa exec --share .:/work:rw -- sh -c 'cd /work && ls -l > listing'")]
 pub(crate) struct ExecArgs {
-    #[arg(
-        long = "share",
-        value_name = "SHARE",
-        value_parser = share::parse,
-        help = "Share a folder or file: HOST:GUEST[:ro|rw], read-only by default"
-    )]
-    pub(crate) shares: Vec<SharedDir>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 
     #[arg(
         long,
@@ -121,26 +116,6 @@ pub(crate) struct ExecArgs {
     /// As whom the command runs, by the number of the guest's user [default: root]
     #[arg(long, value_name = "UID")]
     pub(crate) user: Option<u32>,
-
-    /// The number of vCPUs [default: 1]
-    #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<u32>,
-
-    /// The memory: 512M, 4G [default: 512M]
-    #[arg(long, value_name = "SIZE", value_parser = quantity::mebibytes)]
-    pub(crate) memory: Option<u32>,
-
-    /// Kill the sandbox after this time: 90s, 5m, 1h30m
-    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
-    pub(crate) timeout: Option<Duration>,
-
-    /// The backend that runs the VM [default: auto]
-    #[arg(long, value_name = "NAME", value_parser = backend_choice())]
-    pub(crate) backend: Option<BackendChoice>,
-
-    /// Refuse a backend with a weaker isolation
-    #[arg(long = "require-isolation", value_name = "LEVEL", value_parser = isolation())]
-    pub(crate) isolation: Option<Isolation>,
 
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -249,38 +224,16 @@ pub(crate) struct LinuxArgs {
     pub(crate) cmdline: Option<KernelCmdline>,
 }
 
-/// What every VM has.
+/// What a VM is and has, whether it is booted for its console or for a command.
 #[derive(Debug, Args)]
-pub(crate) struct VmArgs {
-    // A doc comment would make links of the brackets; the same below.
-    #[arg(
-        long = "disk",
-        value_name = "DISK",
-        help = "Attach a disk, the root disk first: \
-                FILE[,format=raw|qcow2][,ro][,ephemeral][,backing=FILE]"
-    )]
-    pub(crate) disks: Vec<DiskArg>,
-
-    /// The format of disks that do not name one; by default their extension says it
-    #[arg(long, value_name = "FORMAT", requires = "disks")]
-    pub(crate) disk_format: Option<DiskFormat>,
-
+pub(crate) struct MachineArgs {
     #[arg(
         long = "share",
         value_name = "SHARE",
         value_parser = share::parse,
-        help = "Share a folder: HOST:GUEST[:ro|rw], read-only by default"
+        help = "Share a folder or file: HOST:GUEST[:ro|rw], read-only by default"
     )]
     pub(crate) shares: Vec<SharedDir>,
-
-    /// How the guest reaches a network
-    #[arg(long = "net", alias = "network", value_name = "MODE")]
-    pub(crate) network: Option<NetworkSetting>,
-
-    /// Connect the console: stdio both ways, enabled only to standard output;
-    /// the default is stdio for the guest kit, else disabled
-    #[arg(long, value_name = "MODE")]
-    pub(crate) console: Option<ConsoleSetting>,
 
     /// The number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
@@ -299,8 +252,37 @@ pub(crate) struct VmArgs {
     pub(crate) backend: Option<BackendChoice>,
 
     /// Refuse a backend with a weaker isolation
-    #[arg(long, value_name = "LEVEL", value_parser = isolation())]
-    pub(crate) require_isolation: Option<Isolation>,
+    #[arg(long = "require-isolation", value_name = "LEVEL", value_parser = isolation())]
+    pub(crate) isolation: Option<Isolation>,
+}
+
+/// What every VM that `run` boots has.
+#[derive(Debug, Args)]
+pub(crate) struct VmArgs {
+    // A doc comment would make links of the brackets; the same below.
+    #[arg(
+        long = "disk",
+        value_name = "DISK",
+        help = "Attach a disk, the root disk first: \
+                FILE[,format=raw|qcow2][,ro][,ephemeral][,backing=FILE]"
+    )]
+    pub(crate) disks: Vec<DiskArg>,
+
+    /// The format of disks that do not name one; by default their extension says it
+    #[arg(long, value_name = "FORMAT", requires = "disks")]
+    pub(crate) disk_format: Option<DiskFormat>,
+
+    /// How the guest reaches a network
+    #[arg(long = "net", alias = "network", value_name = "MODE")]
+    pub(crate) network: Option<NetworkSetting>,
+
+    /// Connect the console: stdio both ways, enabled only to standard output;
+    /// the default is stdio for the guest kit, else disabled
+    #[arg(long, value_name = "MODE")]
+    pub(crate) console: Option<ConsoleSetting>,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 
     /// A name for logs and for the process list
     #[arg(long)]

@@ -1,7 +1,6 @@
 //! `capsa exec`: runs a command in a fresh sandbox; its output and its status are the command's own.
 
 use std::ffi::OsString;
-use std::io;
 use std::time::Duration;
 
 use capsa::{
@@ -10,12 +9,13 @@ use capsa::{
 };
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::cli::ExecArgs;
+use crate::cli::{ExecArgs, MachineArgs};
 use crate::exit::{Done, Exit, Failure};
-use crate::{messages, stdin};
+use crate::signals::Signals;
+use crate::stdout::GuestOutput;
+use crate::{messages, run, stdin};
 
 /// How long a VM may take to end after its agent has.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -65,18 +65,14 @@ fn exit_of(failure: &Failure) -> Exit {
 
 async fn run(args: ExecArgs) -> Done {
     let mut signals = Signals::new()?;
-    let builder = builder(&args);
-    if rustix::process::geteuid().is_root() {
-        messages::warning(
-            "running as root: a guest that breaks out is root here; use another user",
-        );
-    }
+    let builder = builder(&args.machine);
+    run::warn_of_root();
     let sandbox = tokio::select! {
         started = builder.start() => started?,
         // Dropping the start ends the VM.
         number = signals.next() => return Ok(Exit::signal(number)),
     };
-    messages::note(&format!("backend {}", sandbox.vm().backend()));
+    run::announce(sandbox.vm().backend());
     let mut command = sandbox.exec(&args.command).cwd(args.cwd);
     for variable in args.env {
         let (key, value) = variable.resolve()?;
@@ -107,7 +103,7 @@ fn lost_agent(failure: &Failure) -> bool {
     matches!(&**error, Error::Agent { cause } if matches!(**cause, AgentFailure::Lost { .. }))
 }
 
-fn builder(args: &ExecArgs) -> SandboxBuilder {
+fn builder(args: &MachineArgs) -> SandboxBuilder {
     let mut builder = Capsa::sandbox();
     for share in &args.shares {
         builder = builder.share(&share.host_path, share.guest_path.as_str(), share.mode);
@@ -133,8 +129,8 @@ fn builder(args: &ExecArgs) -> SandboxBuilder {
 /// Passes the standard streams and signals until the command has ended and its output has passed.
 async fn pass(sandbox: &Sandbox, process: &mut Process, signals: &mut Signals) -> Done {
     let input = type_all(process.stdin.take(), stdin::bytes()?);
-    let output = show(process.stdout.take(), tokio::io::stdout());
-    let errors = show(process.stderr.take(), tokio::io::stderr());
+    let output = show(process.stdout.take(), GuestOutput::new());
+    let errors = show(process.stderr.take(), GuestOutput::to_stderr());
     // Input may be left when the command has ended: its thread goes with the program.
     let typing = tokio::spawn(input);
     let mut showing = std::pin::pin!(async { tokio::try_join!(output, errors) });
@@ -173,26 +169,21 @@ async fn type_all(to: Option<ProcessStdin>, mut input: mpsc::Receiver<Vec<u8>>) 
 }
 
 /// Shows what the command writes, as it comes.
-async fn show(from: Option<ProcessOutput>, mut to: impl AsyncWrite + Unpin) -> Result<(), Failure> {
+async fn show<W: AsyncWrite + Unpin>(
+    from: Option<ProcessOutput>,
+    mut to: GuestOutput<W>,
+) -> Result<(), Failure> {
     let Some(mut from) = from else { return Ok(()) };
     let mut piece = vec![0; PIECE];
     loop {
-        let length = from
-            .read(&mut piece)
-            .await
-            .map_err(|source| Failure::Stream {
-                action: "read the command's output",
-                source,
-            })?;
-        if length == 0 {
-            return Ok(());
+        let length = from.read(&mut piece).await;
+        match length.map_err(|source| Failure::Stream {
+            action: "read the command's output",
+            source,
+        })? {
+            0 => return Ok(()),
+            length => to.write(&piece[..length]).await?,
         }
-        let written: io::Result<()> = async {
-            to.write_all(&piece[..length]).await?;
-            to.flush().await
-        }
-        .await;
-        written.map_err(Failure::output)?;
     }
 }
 
@@ -230,36 +221,6 @@ impl EnvArg {
                     "--env {name}: there is no such variable here; write {name}=VALUE"
                 ))),
             },
-        }
-    }
-}
-
-/// The signals that are the command's.
-struct Signals([(i32, Signal); 3]);
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let open = |kind: SignalKind| match signal(kind) {
-            Ok(signal) => Ok((kind.as_raw_value(), signal)),
-            Err(source) => Err(Failure::Stream {
-                action: "wait for signals",
-                source,
-            }),
-        };
-        Ok(Self([
-            open(SignalKind::interrupt())?,
-            open(SignalKind::terminate())?,
-            open(SignalKind::hangup())?,
-        ]))
-    }
-
-    /// The number of the next one. Cancel safe.
-    async fn next(&mut self) -> i32 {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.1.recv() => interrupt.0,
-            _ = terminate.1.recv() => terminate.0,
-            _ = hangup.1.recv() => hangup.0,
         }
     }
 }

@@ -40,11 +40,7 @@ async fn boot(mut settings: Settings) -> Done {
         Builder::Linux(builder) => builder.build().await?,
         Builder::Uefi(builder) => builder.build().await?,
     };
-    if rustix::process::geteuid().is_root() {
-        messages::warning(
-            "running as root: a guest that breaks out is root here; use another user",
-        );
-    }
+    warn_of_root();
     announce(vm.backend());
     if !boots_kit {
         explain_shares(vm.shares());
@@ -151,7 +147,17 @@ impl Talk {
     }
 }
 
-fn announce(backend: &BackendInfo) {
+/// Says once what running as root costs.
+pub(crate) fn warn_of_root() {
+    if rustix::process::geteuid().is_root() {
+        messages::warning(
+            "running as root: a guest that breaks out is root here; use another user",
+        );
+    }
+}
+
+/// Says what runs the VM, and why.
+pub(crate) fn announce(backend: &BackendInfo) {
     messages::note(&format!("backend {backend}"));
 }
 

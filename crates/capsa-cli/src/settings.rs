@@ -142,15 +142,16 @@ impl Settings {
             self.disk = Some(first);
             self.disks = disks.collect();
         }
-        self.shares.extend(args.shares);
+        let machine = args.machine;
+        self.shares.extend(machine.shares);
         Self {
             network: args.network.or(self.network),
             console: args.console.or(self.console),
-            cpus: args.cpus.or(self.cpus),
-            memory_mb: args.memory.or(self.memory_mb),
-            timeout: args.timeout.or(self.timeout),
-            backend: args.backend.unwrap_or(self.backend),
-            isolation: args.require_isolation.or(self.isolation),
+            cpus: machine.cpus.or(self.cpus),
+            memory_mb: machine.memory.or(self.memory_mb),
+            timeout: machine.timeout.or(self.timeout),
+            backend: machine.backend.unwrap_or(self.backend),
+            isolation: machine.isolation.or(self.isolation),
             name: args.name.or(self.name),
             ..self
         }

@@ -60,7 +60,8 @@ impl Signals {
         tokio::time::sleep(LAST_OUTPUT).await;
     }
 
-    async fn next(&mut self) -> i32 {
+    /// The number of the next one. Cancel safe.
+    pub(crate) async fn next(&mut self) -> i32 {
         let kind = tokio::select! {
             Some(()) = self.interrupt.recv() => SignalKind::interrupt(),
             Some(()) = self.terminate.recv() => SignalKind::terminate(),

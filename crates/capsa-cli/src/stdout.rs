@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt, Stderr, Stdout};
 
 use crate::exit::{Done, Exit, Failure};
 
@@ -25,15 +25,23 @@ pub(crate) fn json(value: &impl Serialize) -> Done {
     text(&json)
 }
 
-/// Standard output for the guest's bytes, as they are. Writing happens on another thread, so that
-/// a reader that takes its time does not hold up signals and time limits.
-pub(crate) struct GuestOutput(tokio::io::Stdout);
+/// Standard output, or standard error, for the guest's bytes, as they are. Writing happens on another
+/// thread, so that a reader that takes its time does not hold up signals and time limits.
+pub(crate) struct GuestOutput<W = Stdout>(W);
 
 impl GuestOutput {
     pub(crate) fn new() -> Self {
         Self(tokio::io::stdout())
     }
+}
 
+impl GuestOutput<Stderr> {
+    pub(crate) fn to_stderr() -> Self {
+        Self(tokio::io::stderr())
+    }
+}
+
+impl<W: AsyncWrite + Unpin> GuestOutput<W> {
     /// Writes bytes out.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let written = async {

@@ -320,33 +320,19 @@ fn check_calls(driver: &RawDriver, programmed: &mut [bool; 3]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Inputs that once reached something new, or found a fault.
-    fn replay(target: &str, body: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../fuzz/corpus")
-            .join(target);
-        let mut replayed = 0;
-        for entry in std::fs::read_dir(corpus).unwrap() {
-            body(&std::fs::read(entry.unwrap().path()).unwrap());
-            replayed += 1;
-        }
-        assert!(replayed > 50, "{replayed} inputs");
-    }
+    use crate::script::replay;
 
     #[test]
     fn stored_inputs_of_the_queue_behave() {
-        replay("virtio_queue", queue);
+        replay("virtio_queue", 50, queue);
     }
 
     #[test]
     fn stored_inputs_of_the_transport_behave() {
-        replay("virtio_pci", pci);
+        replay("virtio_pci", 50, pci);
     }
 
     proptest! {

@@ -38,8 +38,28 @@ impl<'a> Script<'a> {
         u32::from_le_bytes(self.array())
     }
 
+    /// A number below `count`, which is not 0.
+    pub(crate) fn choice(&mut self, count: usize) -> usize {
+        usize::from(self.byte()) % count
+    }
+
     /// One of `choices`.
     pub(crate) fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[usize::from(self.byte()) % choices.len()]
+        choices[self.choice(choices.len())]
     }
+}
+
+/// Checks the stored inputs of a fuzz target, of which there are more than `least`: they once reached
+/// something new, or found a fault.
+#[cfg(test)]
+pub(crate) fn replay(target: &str, least: usize, check: fn(&[u8])) {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fuzz/corpus")
+        .join(target);
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        check(&std::fs::read(entry.unwrap().path()).unwrap());
+        replayed += 1;
+    }
+    assert!(replayed > least, "{target}: {replayed} inputs");
 }

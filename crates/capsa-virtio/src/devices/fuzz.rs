@@ -19,13 +19,14 @@ use super::driver_ring::{Bench, Buffer, DATA, OUTSIDE, UPPER};
 use super::net::{Net, Offloads, Peer};
 use super::rng::Rng;
 use crate::device::{DriverFault, VirtioDevice};
+use crate::script::Script;
 
 /// Most actions of one input.
 const ACTIONS: usize = 300;
 
 /// A network card between a driver and a peer on a socket.
 pub fn net(data: &[u8]) {
-    let mut script = Script(data);
+    let mut script = Script::new(data);
     let peer = match script.byte() % 3 {
         0 => Peer::Frames,
         1 => Peer::FramesWithHeader {
@@ -76,7 +77,7 @@ pub fn net(data: &[u8]) {
 
 /// A console between a driver and two pipes.
 pub fn console(data: &[u8]) {
-    let mut script = Script(data);
+    let mut script = Script::new(data);
     let (mut output, guest_output) = std::io::pipe().unwrap();
     let (guest_input, input) = std::io::pipe().unwrap();
     let mut input = Some(input);
@@ -106,7 +107,7 @@ pub fn console(data: &[u8]) {
 
 /// A balloon.
 pub fn balloon(data: &[u8]) {
-    let mut script = Script(data);
+    let mut script = Script::new(data);
     let balloon = Balloon::new().unwrap();
     let handle = balloon.handle();
     // Rings lie in memory that a driver may give away, and then they hold nothing true.
@@ -131,7 +132,7 @@ pub fn balloon(data: &[u8]) {
 
 /// An entropy source.
 pub fn rng(data: &[u8]) {
-    play(Rng::new().unwrap(), &mut Script(data), true, |_, _| {});
+    play(Rng::new().unwrap(), &mut Script::new(data), true, |_, _| {});
 }
 
 /// Plays what the script says of the driver and the worker, and calls `host` for its part.
@@ -146,7 +147,7 @@ fn play<D: VirtioDevice>(
     let mut bench = Bench::new(device, features);
     let mut believed = honest;
     for _ in 0..ACTIONS {
-        if script.0.is_empty() {
+        if script.is_at_end() {
             break;
         }
         let queue = script.choice(bench.rings.len());
@@ -265,33 +266,12 @@ fn corrupt<D: VirtioDevice>(bench: &Bench<D>, queue: usize, script: &mut Script<
     bench.write(table + 16 * slot, &bytes);
 }
 
-/// What is left of an input. Reads zeroes behind its end.
-struct Script<'a>(&'a [u8]);
-
-impl<'a> Script<'a> {
-    fn byte(&mut self) -> u8 {
-        self.bytes(1).first().copied().unwrap_or(0)
-    }
-
-    /// A number below `count`.
-    fn choice(&mut self, count: usize) -> usize {
-        usize::from(self.byte()) % count
-    }
-
-    fn bytes(&mut self, count: usize) -> &'a [u8] {
-        let (bytes, rest) = self.0.split_at(self.0.len().min(count));
-        self.0 = rest;
-        bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::script::replay;
 
     type Target = fn(&[u8]);
     const TARGETS: [(&str, Target); 4] = [
@@ -305,13 +285,7 @@ mod tests {
     #[test]
     fn stored_inputs_behave() {
         for (name, check) in TARGETS {
-            let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
-            let mut replayed = 0;
-            for entry in std::fs::read_dir(corpus.join(name)).unwrap() {
-                check(&std::fs::read(entry.unwrap().path()).unwrap());
-                replayed += 1;
-            }
-            assert!(replayed > 20, "{name}: {replayed} inputs");
+            replay(name, 20, check);
         }
     }
 

@@ -16,7 +16,9 @@ use capsa_core::error::{AgentFailure, Error, Result};
 use futures_util::AsyncReadExt as _;
 use futures_util::io::WriteHalf;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+use yamux::Stream;
 
 use super::link::{AgentLink, AgentStream, failed, refused};
 
@@ -163,14 +165,15 @@ impl Exec {
             }
         }
         let [stdin, stdout, stderr] = pipes;
-        let pid = match next(&mut control).await? {
+        let pid = match next(&mut control.stream).await? {
             ExecEvent::Started { pid } => pid,
             ExecEvent::Failed(failure) => return Err(refused(failure).into()),
             ExecEvent::Ended(_) => return Err(senseless().into()),
         };
-        let (mut events, control) = control.split();
+        let (mut events, requests) = control.stream.split();
         Ok(Process {
-            control,
+            requests,
+            _permit: control.permit,
             events: Box::pin(async move { next(&mut events).await }),
             pid,
             ended: None,
@@ -182,12 +185,21 @@ impl Exec {
 }
 
 /// A stream on which the agent has said that it is the program's: bytes follow.
-async fn accepted(stream: Option<AgentStream>) -> Result<Option<Compat<AgentStream>>> {
+async fn accepted(stream: Option<AgentStream>) -> Result<Option<Pipe>> {
     let Some(mut stream) = stream else {
         return Ok(None);
     };
     stream.answer::<Accepted>().await?;
-    Ok(Some(stream.compat()))
+    Ok(Some(Pipe {
+        stream: stream.stream.compat(),
+        _permit: stream.permit,
+    }))
+}
+
+/// A standard stream of a program.
+struct Pipe {
+    stream: Compat<Stream>,
+    _permit: OwnedSemaphorePermit,
 }
 
 async fn read_all(from: Option<ProcessOutput>, to: &mut Vec<u8>) -> io::Result<()> {
@@ -262,7 +274,8 @@ pub struct ExecOutput {
 /// Dropping it leaves the program running, without anybody who reads its output: it ends when it
 /// writes, as with any broken pipe. It does not keep the VM alive.
 pub struct Process {
-    control: WriteHalf<AgentStream>,
+    requests: WriteHalf<Stream>,
+    _permit: OwnedSemaphorePermit,
     /// The agent's next word about the program. Kept here, so that a `wait` that is dropped loses
     /// nothing of it.
     events: Pin<Box<dyn Future<Output = Result<ExecEvent, AgentFailure>> + Send>>,
@@ -337,7 +350,7 @@ impl Process {
         if self.ended.is_some() {
             return Ok(());
         }
-        let told = write_message(&mut self.control, &control).await;
+        let told = write_message(&mut self.requests, &control).await;
         told.map_err(|error| Error::from(failed(&error)))
     }
 }
@@ -355,10 +368,10 @@ impl fmt::Debug for Process {
 ///
 /// Its end is the end of the input. After the program's end writes fail with
 /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) or another error.
-pub struct ProcessStdin(Compat<AgentStream>);
+pub struct ProcessStdin(Pipe);
 
 /// Reads what a program writes. A program whose output nobody reads waits, and no other one does.
-pub struct ProcessOutput(Compat<AgentStream>);
+pub struct ProcessOutput(Pipe);
 
 impl AsyncWrite for ProcessStdin {
     fn poll_write(
@@ -366,15 +379,15 @@ impl AsyncWrite for ProcessStdin {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        Pin::new(&mut self.0.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.0.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.0.stream).poll_shutdown(context)
     }
 }
 
@@ -384,7 +397,7 @@ impl AsyncRead for ProcessOutput {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        Pin::new(&mut self.0.stream).poll_read(context, buffer)
     }
 }
 

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -16,7 +15,6 @@ use capsa_agent_proto::preamble::{self, PreambleError};
 use capsa_agent_proto::{Failure, FailureKind, Open};
 use capsa_core::error::{AgentFailure, AgentRefusal};
 use capsa_core::escape::one_line;
-use futures_util::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
@@ -42,10 +40,10 @@ pub(super) struct AgentLink {
     permits: Arc<Semaphore>,
 }
 
-/// A stream, counted while it lives.
+/// A stream, and its right to be one of the open ones, which it gives back at its end.
 pub(super) struct AgentStream {
-    stream: Stream,
-    _permit: OwnedSemaphorePermit,
+    pub(super) stream: Stream,
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 impl AgentLink {
@@ -95,10 +93,7 @@ impl AgentLink {
         let mut stream = stream.await.map_err(|_| ended())?;
         let said = write_message(&mut stream, open).await;
         said.map_err(|error| failed(&error))?;
-        Ok(AgentStream {
-            stream,
-            _permit: permit,
-        })
+        Ok(AgentStream { stream, permit })
     }
 }
 
@@ -108,34 +103,6 @@ pub(super) struct Reservation(OwnedSemaphorePermit);
 fn ended() -> AgentFailure {
     AgentFailure::Lost {
         message: "it has ended".into(),
-    }
-}
-
-impl AsyncRead for AgentStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for AgentStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(context)
     }
 }
 

@@ -17,6 +17,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder};
 
 use super::*;
 use crate::devices::driver_ring::{Bench, Buffer, DATA, OUTSIDE, UPPER};
+use crate::script::Script;
 
 /// Sectors and bytes of every disk here. The last cluster is not a whole one.
 const SECTORS: u64 = SIZE as u64 / SECTOR;
@@ -38,7 +39,7 @@ const BUFFERS: u64 = DATA + 0x1000;
 ///
 /// When the device is at fault, or the host has no file or descriptor left.
 pub fn check(data: &[u8]) {
-    let mut script = Script(data);
+    let mut script = Script::new(data);
     // In memory: a disk of the host's would have to write each of the many flushes.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let kind = script.byte() % 8;
@@ -62,7 +63,7 @@ pub fn check(data: &[u8]) {
             .unwrap();
         for _ in 0..1 + script.byte() % 16 {
             // The tables lie in the first clusters of a new image.
-            let at = u64::from(script.short()) % (8 * CLUSTER as u64);
+            let at = u64::from(script.u16()) % (8 * CLUSTER as u64);
             file.write_all_at(&[script.byte()], at).unwrap();
         }
     }
@@ -79,7 +80,7 @@ pub fn check(data: &[u8]) {
         writable,
     };
     for _ in 0..STEPS {
-        if script.0.is_empty() {
+        if script.is_at_end() {
             break;
         }
         play.step(&mut script);
@@ -163,8 +164,8 @@ struct Play {
 impl Play {
     fn step(&mut self, script: &mut Script<'_>) {
         match script.byte() % 8 {
-            0 | 1 => self.read(script.sector(), script.length(), script.byte()),
-            2 | 3 => self.write(script.sector(), script.length(), script.byte()),
+            0 | 1 => self.read(sector(script), length(script), script.byte()),
+            2 | 3 => self.write(sector(script), length(script), script.byte()),
             4 => self.list(abi::VIRTIO_BLK_T_DISCARD, script),
             5 => self.list(abi::VIRTIO_BLK_T_WRITE_ZEROES, script),
             6 => {
@@ -180,7 +181,7 @@ impl Play {
                         abi::VIRTIO_BLK_T_FLUSH | abi::VIRTIO_BLK_T_GET_ID => abi::VIRTIO_BLK_S_OK,
                         _ => abi::VIRTIO_BLK_S_UNSUPP,
                     };
-                    let status = self.send(kind, script.sector(), &[]);
+                    let status = self.send(kind, sector(script), &[]);
                     self.expect(status, expected);
                 }
             }
@@ -251,7 +252,7 @@ impl Play {
             expected = abi::VIRTIO_BLK_S_IOERR;
         }
         for _ in 0..count {
-            let (sector, sectors) = (script.sector(), u32::from(script.byte()));
+            let (sector, sectors) = (sector(script), u32::from(script.byte()));
             let flags = u32::from(script.byte() % 32 / 15);
             bytes.extend(sector.to_le_bytes());
             bytes.extend(sectors.to_le_bytes());
@@ -270,7 +271,7 @@ impl Play {
         }
         self.bench().write(BUFFERS, &bytes);
         let length = u32::try_from(bytes.len()).unwrap();
-        let status = self.send(kind, script.sector(), &parts(length, script.byte(), false));
+        let status = self.send(kind, sector(script), &parts(length, script.byte(), false));
         self.expect(status, expected);
         let after = (!discards).then_some(0);
         if status == abi::VIRTIO_BLK_S_OK {
@@ -286,7 +287,7 @@ impl Play {
         self.bench().write(HEADER, &header);
         let buffers: Vec<Buffer> = (0..1 + script.byte() % 8)
             .map(|_| {
-                let near = u64::from(script.short());
+                let near = u64::from(script.u16());
                 let address = match script.byte() % 8 {
                     0..=3 => HEADER + near % 32,
                     4 => OUTSIDE - near % 1024,
@@ -295,9 +296,9 @@ impl Play {
                     _ => DATA + near,
                 };
                 let length = match script.byte() % 8 {
-                    0 => u32::MAX - u32::from(script.short()),
+                    0 => u32::MAX - u32::from(script.u16()),
                     1 => 0,
-                    2 => u32::from(script.short()) * 512,
+                    2 => u32::from(script.u16()) * 512,
                     _ => u32::from(script.byte()) % 32 * 16,
                 };
                 (address, length, script.byte().is_multiple_of(2))
@@ -363,59 +364,35 @@ fn parts(length: u32, split: u8, writable: bool) -> Vec<Buffer> {
     ]
 }
 
-/// What is left of an input. Reads zeroes behind its end.
-struct Script<'a>(&'a [u8]);
-
-impl Script<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((byte, rest)) = self.0.split_first() else {
-            return 0;
-        };
-        self.0 = rest;
-        *byte
+/// A sector on the disk or just behind it, or, seldom, far away.
+fn sector(script: &mut Script<'_>) -> u64 {
+    match script.byte() {
+        255 => u64::MAX - u64::from(script.byte()),
+        254 => (u64::MAX / SECTOR).wrapping_add(u64::from(script.byte())),
+        253 => SECTORS + u64::from(script.byte() % 4),
+        sector => sector.into(),
     }
+}
 
-    fn short(&mut self) -> u16 {
-        u16::from_le_bytes([self.byte(), self.byte()])
-    }
-
-    /// A sector on the disk or just behind it, or, seldom, far away.
-    fn sector(&mut self) -> u64 {
-        match self.byte() {
-            255 => u64::MAX - u64::from(self.byte()),
-            254 => (u64::MAX / SECTOR).wrapping_add(u64::from(self.byte())),
-            253 => SECTORS + u64::from(self.byte() % 4),
-            sector => sector.into(),
-        }
-    }
-
-    /// Bytes of a request: mostly whole sectors.
-    fn length(&mut self) -> u32 {
-        match self.byte() {
-            255 => self.byte().into(),
-            count => u32::from(count % 24) * 512,
-        }
+/// Bytes of a request: mostly whole sectors.
+fn length(script: &mut Script<'_>) -> u32 {
+    match script.byte() {
+        255 => script.byte().into(),
+        count => u32::from(count % 24) * 512,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::script::replay;
 
     /// Inputs that once reached something new, or found a fault.
     #[test]
     fn stored_inputs_behave() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/virtio_blk");
-        let mut replayed = 0;
-        for entry in std::fs::read_dir(corpus).unwrap() {
-            check(&std::fs::read(entry.unwrap().path()).unwrap());
-            replayed += 1;
-        }
-        assert!(replayed > 50, "{replayed} inputs");
+        replay("virtio_blk", 50, check);
     }
 
     proptest! {

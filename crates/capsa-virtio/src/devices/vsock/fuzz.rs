@@ -221,22 +221,15 @@ fn port(script: &mut Script<'_>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::script::replay;
 
     /// Inputs that once reached something new, or found a fault.
     #[test]
     fn stored_inputs_behave() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/virtio_vsock");
-        let mut replayed = 0;
-        for entry in std::fs::read_dir(corpus).unwrap() {
-            check(&std::fs::read(entry.unwrap().path()).unwrap());
-            replayed += 1;
-        }
-        assert!(replayed > 50, "{replayed} inputs");
+        replay("virtio_vsock", 50, check);
     }
 
     proptest! {
