@@ -6,8 +6,8 @@ use capsa_core::backend::BackendKind;
 use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 use serde::Serialize;
 
-use crate::backend;
-use crate::kit;
+use crate::sandbox::{self, GUEST_PROGRAM};
+use crate::{backend, kit};
 
 /// The state of this machine, as far as Capsa is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -130,6 +130,7 @@ pub fn doctor() -> Report {
     #[cfg(target_os = "linux")]
     requirements.push(file_server());
     requirements.push(guest_kit());
+    requirements.push(guest_program());
     requirements.push(user());
     Report {
         requirements,
@@ -192,6 +193,26 @@ fn guest_kit() -> Requirement {
         Err(error) => {
             Requirement::new(NAME, Finding::Limited, error.full_message()).mend("capsa setup")
         }
+    }
+}
+
+fn guest_program() -> Requirement {
+    const NAME: &str = "guest program";
+    match sandbox::find_program() {
+        Some(program) => {
+            let detail = format!("{}; sandboxes run", program.display());
+            Requirement::new(NAME, Finding::Found, detail)
+        }
+        None => Requirement::new(
+            NAME,
+            Finding::Limited,
+            format!(
+                "no statically linked {GUEST_PROGRAM}: there are no sandboxes, and no `capsa exec`"
+            ),
+        )
+        .mend(format!(
+            "put {GUEST_PROGRAM} beside this program, or name it in CAPSA_GUEST"
+        )),
     }
 }
 

@@ -64,6 +64,7 @@ pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use doctor::{Finding, Report, Requirement, doctor};
 pub use sandbox::{
     Exec, ExecOutput, ExecStatus, Process, ProcessOutput, ProcessStdin, Sandbox, SandboxBuilder,
+    Stdio, TerminalSize, User,
 };
 pub use vm::{RetryPolicy, VmHandle};
 pub use vsock::{VsockListener, VsockStream};

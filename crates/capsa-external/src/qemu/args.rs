@@ -17,6 +17,9 @@ use super::firmware::UefiFirmware;
 /// QEMU's own sandbox: seccomp filters that deny what a running machine never needs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// The id of the port that is the channel to the guest's agent, which QEMU's events carry.
+pub(super) const AGENT_PORT: &str = "agent";
+
 /// Builds the argument list. `qmp` is the descriptor of the monitor's socket in QEMU.
 pub(super) fn arguments(
     spec: &VmSpec,
@@ -112,7 +115,7 @@ pub(super) fn arguments(
         args.option("-device", "virtio-serial-pci,max_ports=2");
         args.option(
             "-device",
-            format!("virtserialport,chardev=agent,name={AGENT_PORT_NAME}"),
+            format!("virtserialport,id={AGENT_PORT},chardev=agent,name={AGENT_PORT_NAME}"),
         );
     }
     for (index, disk) in spec.disks.iter().enumerate() {

@@ -1,5 +1,7 @@
 //! A VM in a QEMU process.
 
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -7,6 +9,7 @@ use capsa_core::backend::{BackendKind, BackendVmHandle, ConsolePipes, GuestEnd};
 use capsa_core::error::{Error, HypervisorFailure, ProcessExit, Result};
 use capsa_core::escape::one_line;
 
+use super::args::AGENT_PORT;
 use super::qmp::{Event, Qmp, QmpError};
 use crate::child::ChildProcess;
 
@@ -22,6 +25,9 @@ pub(super) struct QemuMachine {
     /// `None` once QEMU has closed it.
     qmp: Option<Qmp>,
     console: Option<ConsolePipes>,
+    /// QEMU's end of the channel to the guest's agent, to end the channel when the guest closes its
+    /// port: QEMU says so and keeps the channel open.
+    agent: Option<UnixStream>,
     /// The first reason that QEMU gave for ending.
     cause: Option<Cause>,
     killed: bool,
@@ -40,11 +46,17 @@ enum Cause {
 }
 
 impl QemuMachine {
-    pub(super) fn new(process: ChildProcess, qmp: Qmp, console: ConsolePipes) -> Self {
+    pub(super) fn new(
+        process: ChildProcess,
+        qmp: Qmp,
+        console: ConsolePipes,
+        agent: Option<UnixStream>,
+    ) -> Self {
         Self {
             process,
             qmp: Some(qmp),
             console: Some(console),
+            agent,
             cause: None,
             killed: false,
             disk_failure_told: false,
@@ -78,6 +90,14 @@ impl QemuMachine {
                 tracing::warn!(target: "capsa::qemu", why, "the host could not serve a disk");
                 return;
             }
+            "VSERPORT_CHANGE" => {
+                let closed = event.data["open"] == false && event.data["id"] == AGENT_PORT;
+                if let Some(agent) = self.agent.take_if(|_| closed) {
+                    // What the agent has said stays readable. A channel that is gone has ended.
+                    let _ = agent.shutdown(Shutdown::Both);
+                }
+                return;
+            }
             "GUEST_PANICKED" => Cause::Panic,
             "SHUTDOWN" => match event.data["reason"].as_str() {
                 Some("guest-shutdown") => Cause::PowerOff,
@@ -101,6 +121,8 @@ impl QemuMachine {
     }
 
     async fn end(&mut self, exit: ProcessExit) -> GuestEnd {
+        // The other end sees that the machine is gone.
+        self.agent = None;
         let _ = tokio::time::timeout(LAST_EVENTS, self.read_events()).await;
         match self.cause {
             _ if self.killed => GuestEnd::Killed,

@@ -215,7 +215,8 @@ impl HypervisorBackend for QemuBackend {
         })?;
         // Ours would keep the sockets open after QEMU's death.
         drop(qemus_qmp);
-        drop(attachments);
+        let agent = attachments.agent;
+        drop((attachments.file_servers, attachments.initrd));
 
         let qmp = UnixStream::from_std(qmp).map_err(host("watch QEMU's monitor"))?;
         let cause = match Qmp::handshake(qmp, GREETING).await {
@@ -224,7 +225,7 @@ impl HypervisorBackend for QemuBackend {
                     output: output.into(),
                     input: input.into(),
                 };
-                return Ok(Box::new(QemuMachine::new(process, qmp, console)));
+                return Ok(Box::new(QemuMachine::new(process, qmp, console, agent)));
             }
             Err(QmpError::Closed) => {
                 // It is about to end, unless something is very wrong with it.

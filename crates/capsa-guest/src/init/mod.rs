@@ -55,6 +55,8 @@ fn boot() -> Result<Supervisor, Trouble> {
 
     sethostname(config.hostname.as_bytes()).attempt("set the hostname")?;
     loopback::bring_up().attempt("bring the loopback interface up")?;
+    let loaded = modules.load_for_disks();
+    loaded.attempt("load the driver of disks")?;
     mounts::root(&config.root, &mut modules)?;
     for share in &config.shares {
         mounts::share(share, &mut modules)?;

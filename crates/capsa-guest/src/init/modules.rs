@@ -16,10 +16,15 @@ use rustix::system::{finit_module, uname};
 /// Where devices say what they are. Input devices appear with the drivers of the others.
 const BUSES: [&str; 4] = [
     "/sys/bus/pci/devices",
-    "/sys/bus/virtio/devices",
+    VIRTIO,
     "/sys/bus/acpi/devices",
     "/sys/class/input",
 ];
+
+const VIRTIO: &str = "/sys/bus/virtio/devices";
+
+/// How the name of a virtio block device begins (virtio 1.2, 5: device type 2).
+const DISK: &str = "virtio:d00000002";
 
 /// The modules of the kernel that runs.
 pub(super) struct Modules {
@@ -69,6 +74,21 @@ impl Modules {
             }
         }
         Ok(())
+    }
+
+    /// Loads the driver of disks, if there are any: programs look for those as soon as they run.
+    pub(super) fn load_for_disks(&mut self) -> io::Result<()> {
+        let Ok(devices) = fs::read_dir(VIRTIO) else {
+            return Ok(());
+        };
+        let is_disk = |device: io::Result<fs::DirEntry>| {
+            let modalias = fs::read_to_string(device?.path().join("modalias"))?;
+            Ok::<_, io::Error>(modalias.starts_with(DISK))
+        };
+        match devices.map(is_disk).any(|is_disk| is_disk.unwrap_or(false)) {
+            true => self.load("virtio_blk"),
+            false => Ok(()),
+        }
     }
 
     /// The modules for all devices that are there, without those that were loaded.

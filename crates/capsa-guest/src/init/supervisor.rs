@@ -62,6 +62,7 @@ enum Main {
     Running {
         pid: Pid,
         cgroup: Option<Cgroup>,
+        kill_rest: bool,
     },
     /// It has ended, and the host is being told.
     Ended,
@@ -219,8 +220,16 @@ impl Supervisor {
                 }
             };
         }
-        match self.main {
-            Main::Running { pid, .. } if pid == child => {
+        match &self.main {
+            Main::Running {
+                pid,
+                cgroup,
+                kill_rest,
+            } if *pid == child => {
+                if let (Some(cgroup), true) = (cgroup, *kill_rest) {
+                    // What is left may have the output open, which the host reads to its end.
+                    let _ = cgroup.kill();
+                }
                 self.main = Main::Ended;
                 if self.tell(&ToAgent::MainEnded(status)) {
                     return Next::Wait;
@@ -274,7 +283,7 @@ impl Supervisor {
                 signal_group(*pid, signal);
                 Next::Wait
             }
-            (FromAgent::KillMain, Main::Running { pid, cgroup }) => {
+            (FromAgent::KillMain, Main::Running { pid, cgroup, .. }) => {
                 process::kill_all(*pid, cgroup.as_ref());
                 Next::Wait
             }
@@ -307,7 +316,11 @@ impl Supervisor {
         // Without control groups, it is killed by its process group.
         let cgroup = Cgroup::create("main").ok();
         let pid = process::spawn(&request, stdio, cgroup.as_ref())?;
-        self.main = Main::Running { pid, cgroup };
+        self.main = Main::Running {
+            pid,
+            cgroup,
+            kill_rest: request.kill_rest,
+        };
         Ok(pid)
     }
 

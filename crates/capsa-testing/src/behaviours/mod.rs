@@ -17,6 +17,7 @@ pub mod holder;
 pub mod locks;
 pub mod refusals;
 pub mod sandbox;
+pub mod sandbox_main;
 pub mod shares;
 pub mod shares_9p;
 pub mod uefi;
@@ -76,6 +77,14 @@ macro_rules! behaviours {
             sandbox::a_silent_reader_holds_up_nobody_else,
             sandbox::a_sandbox_has_its_shares,
             sandbox::every_wait_for_a_sandbox_ends,
+            sandbox_main::the_main_process_ends_the_vm_with_its_status,
+            sandbox_main::waiting_for_a_sandbox_drains_its_main_process,
+            sandbox_main::stop_asks_the_main_process,
+            sandbox_main::a_main_process_that_is_not_there_is_refused,
+            sandbox_main::the_agents_death_is_an_error_and_the_main_process_survives,
+            sandbox_main::a_terminal_has_a_size_and_keys,
+            sandbox_main::a_program_has_what_it_is_given_and_nothing_else,
+            sandbox_main::a_sandbox_has_its_disks,
         }
     };
     (@shares $choice:expr) => {

@@ -16,16 +16,16 @@ use crate::images;
 /// SIGKILL, by Linux's number.
 const KILL: i32 = 9;
 
-fn builder(backend: BackendChoice) -> SandboxBuilder {
+pub(super) fn builder(backend: BackendChoice) -> SandboxBuilder {
     let builder = Capsa::sandbox().kit(images::kit()).backend(backend);
     builder.ready_timeout(LIMIT)
 }
 
-async fn start(backend: BackendChoice) -> Sandbox {
+pub(super) async fn start(backend: BackendChoice) -> Sandbox {
     builder(backend).start().await.expect("the sandbox starts")
 }
 
-async fn shell(sandbox: &Sandbox, script: &str) -> ExecOutput {
+pub(super) async fn shell(sandbox: &Sandbox, script: &str) -> ExecOutput {
     let run = sandbox.exec(["sh", "-c", script]).output();
     let output = timeout(LIMIT, run).await.expect("in time");
     output.expect("the program runs")
@@ -149,7 +149,7 @@ pub async fn many_programs_leave_nothing(backend: BackendChoice) {
 /// A program whose output nobody reads holds up no other one, and can be killed.
 pub async fn a_silent_reader_holds_up_nobody_else(backend: BackendChoice) {
     let sandbox = start(backend).await;
-    let mut endless = sandbox.exec(["yes"]).spawn().await.expect("it runs");
+    let endless = sandbox.exec(["yes"]).spawn().await.expect("it runs");
     assert_eq!(shell(&sandbox, "echo hi").await.stdout, b"hi\n");
     endless.kill().await.expect("told");
     let status = timeout(LIMIT, endless.wait()).await.expect("in time");
@@ -174,12 +174,14 @@ pub async fn a_sandbox_has_its_shares(backend: BackendChoice) {
 /// error, and its VM ends.
 pub async fn every_wait_for_a_sandbox_ends(backend: BackendChoice) {
     let sandbox = start(backend).await;
-    let mut process = sandbox.exec(["cat"]).spawn().await.expect("it runs");
+    let process = sandbox.exec(["cat"]).spawn().await.expect("it runs");
     let vm = sandbox.vm().clone();
     drop(sandbox);
     vm.kill().await.expect("kill");
     let status = timeout(LIMIT, process.wait()).await.expect("in time");
     status.expect_err("nobody told a status");
+    // And is one however often it is asked for.
+    process.wait().await.expect_err("nobody told a status");
 
     let hasty = builder(backend).ready_timeout(Duration::from_millis(1));
     match hasty.start().await.expect_err("nobody boots so fast") {

@@ -22,7 +22,7 @@ use crate::kit::source::runs_alone;
 pub(super) const FIRST_PROCESS: &str = "/sbin/capsa-guest";
 
 /// The program's file.
-const PROGRAM: &str = "capsa-guest";
+pub(crate) const GUEST_PROGRAM: &str = "capsa-guest";
 
 /// The variable that names it.
 const VARIABLE: &str = "CAPSA_GUEST";
@@ -157,8 +157,8 @@ pub(crate) fn find() -> Option<PathBuf> {
     let own = env::current_exe().ok()?;
     let folder = own.parent()?;
     let candidates = [
-        folder.join(PROGRAM),
-        folder.join("../libexec/capsa").join(PROGRAM),
+        folder.join(GUEST_PROGRAM),
+        folder.join("../libexec/capsa").join(GUEST_PROGRAM),
     ];
     // Cargo puts one beside other programs that needs the host's libraries.
     let fits = |program: &PathBuf| fs::read(program).is_ok_and(|bytes| runs_alone(&bytes));

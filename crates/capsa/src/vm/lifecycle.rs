@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Every transition is one method, applied under the lock of the channel that publishes the state.
-//! Handles call `begin_start` and `ask` from any thread; everything else is called by the VM's task
-//! on the driver thread. The end is final, and `ended` is applied exactly once. Why a VM ended is
+//! Handles call `begin_start` and `ask` from any thread; everything else is called on the driver
+//! thread, by the VM's task and by the watch over a sandbox's main process. The end is final, and `ended` is applied exactly once. Why a VM ended is
 //! decided here, from what was asked for and from what the machine says.
 
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(crate) struct Lifecycle {
     asked: Option<EndRequest>,
     reason: Option<ExitReason>,
     failure: Option<Arc<Error>>,
+    /// How a sandbox's main process ended.
+    exit_code: Option<i32>,
 }
 
 impl Lifecycle {
@@ -53,6 +55,7 @@ impl Lifecycle {
             asked: None,
             reason: None,
             failure: None,
+            exit_code: None,
         }
     }
 
@@ -109,6 +112,11 @@ impl Lifecycle {
         }
     }
 
+    /// A sandbox's main process has ended; the guest is about to.
+    pub(crate) fn main_ended(&mut self, exit_code: i32) {
+        self.exit_code = Some(exit_code);
+    }
+
     /// Somebody wants the VM to end. A VM that was never started ends here.
     pub(crate) fn ask(&mut self, request: EndRequest) {
         self.asked = self.asked.max(Some(request));
@@ -150,7 +158,9 @@ impl Lifecycle {
             (GuestEnd::Killed, ..) => ExitReason::Killed,
         };
         self.status = match &self.failure {
-            None => VmStatus::Stopped { exit_code: None },
+            None => VmStatus::Stopped {
+                exit_code: self.exit_code,
+            },
             Some(failure) => VmStatus::Failed {
                 message: failure.full_message(),
             },

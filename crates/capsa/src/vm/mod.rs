@@ -106,6 +106,39 @@ impl VmShared {
     fn status(&self) -> VmStatus {
         self.state.borrow().status().clone()
     }
+
+    /// Waits for a state.
+    async fn reaches(&self, is_it: impl Fn(&VmStatus) -> bool) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self
+            .state
+            .subscribe()
+            .wait_for(|state| is_it(state.status()))
+            .await;
+    }
+}
+
+/// A VM as seen by the watch over its main process: it does not keep the VM alive.
+pub(crate) struct VmWatch(Arc<VmShared>);
+
+impl VmWatch {
+    /// The main process has ended: the VM's end will carry this code.
+    pub(crate) fn main_ended(&self, exit_code: i32) {
+        self.0
+            .state
+            .send_modify(|state| state.main_ended(exit_code));
+    }
+
+    /// Waits until the VM is asked to stop, or has ended.
+    pub(crate) async fn stopping(&self) {
+        let is_it = |status: &VmStatus| *status == VmStatus::Stopping || status.is_ended();
+        self.0.reaches(is_it).await;
+    }
+
+    /// Waits for the VM's end.
+    pub(crate) async fn end(&self) {
+        self.0.reaches(VmStatus::is_ended).await;
+    }
 }
 
 /// A virtual machine that was built.
@@ -478,18 +511,17 @@ impl VmHandle {
         &self.vm().shares
     }
 
+    /// A view of the VM for who watches its main process.
+    pub(crate) fn watch(&self) -> VmWatch {
+        VmWatch(Arc::clone(self.vm()))
+    }
+
     fn vm(&self) -> &Arc<VmShared> {
         &self.owner.vm
     }
 
     async fn ended(&self) {
-        // The sender lives in what `self` holds, so waiting cannot fail.
-        let _ = self
-            .vm()
-            .state
-            .subscribe()
-            .wait_for(|state| state.status().is_ended())
-            .await;
+        self.vm().reaches(VmStatus::is_ended).await;
     }
 
     async fn command(

@@ -1,0 +1,347 @@
+//! What a sandbox is to be, and its start.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsa_core::backend::BackendChoice;
+use capsa_core::boot::LinuxBoot;
+use capsa_core::cmdline::CmdlineArg;
+use capsa_core::disk::DiskImage;
+use capsa_core::error::{AgentFailure, Error, Result};
+use capsa_core::kit::KitFailure;
+use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
+use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
+use capsa_core::vsock::VsockConfig;
+use tokio::sync::Mutex;
+
+use super::boot::{self, AgentBoot};
+use super::exec::Surroundings;
+use super::link::AgentLink;
+use super::{Sandbox, User, main_process};
+use crate::builder::{LinuxVmBuilder, VmConfig};
+use crate::driver;
+use crate::kit::{self, Kit};
+use crate::vm::RetryPolicy;
+
+/// How long a guest may take until its agent answers: it takes seconds under emulation, and much less
+/// without.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// The number of the main process; others have higher ones.
+const MAIN: u32 = 0;
+
+/// Builds a [`Sandbox`]; made by [`Capsa::sandbox`](crate::Capsa::sandbox).
+///
+/// By default: one vCPU, 512 MiB, no network, no share, the user's guest kit, no main process.
+///
+/// It has what the builders of other VMs have, but for what the guest kit decides: the kernel, the
+/// initial RAM disk and the disk that is booted. A `cmdline_override` would take the kit's own first
+/// process from the kernel's command line, and there would be no sandbox.
+#[derive(Debug, Clone)]
+#[must_use = "`start` makes the sandbox"]
+pub struct SandboxBuilder {
+    kit: Option<Kit>,
+    options: LinuxVmBuilder,
+    hostname: String,
+    ready_limit: Duration,
+    surroundings: Surroundings,
+    main: Option<Vec<OsString>>,
+}
+
+impl SandboxBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            kit: None,
+            // The files are named when the kit is known. To print what a kernel says takes time.
+            options: LinuxBoot::new("").into_builder().cmdline_arg("quiet"),
+            hostname: "sandbox".into(),
+            ready_limit: READY_LIMIT,
+            surroundings: Surroundings::default(),
+            main: None,
+        }
+    }
+
+    /// The main process: a program, by its name or path in the guest, and its arguments. When it ends,
+    /// so does the VM, with its status: [`VmStatus::Stopped`](crate::VmStatus::Stopped) has it for
+    /// everybody who waits. Without one, the VM runs until it is stopped.
+    ///
+    /// It runs when [`start`](Self::start) returns, with pipes for its standard streams:
+    /// [`Sandbox::take_main`], or [`Sandbox::wait`] if they do not matter. What it has started and left
+    /// behind is killed when it ends. It does not depend on the agent: when that dies, the main process
+    /// goes on, but its standard streams are broken, and its status is lost.
+    pub fn run<A: Into<OsString>>(mut self, argv: impl IntoIterator<Item = A>) -> Self {
+        self.main = Some(argv.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets a variable in the environment of every program. Besides those that are set here, programs
+    /// have `PATH`, `HOME`, `LANG` and `TERM`, and nothing of this process's environment.
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.surroundings.set(key, value);
+        self
+    }
+
+    /// Sets variables in the environment of every program.
+    pub fn envs<K, V>(self, variables: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<OsString>,
+        V: Into<OsString>,
+    {
+        let set = |builder: Self, (key, value)| builder.env(key, value);
+        variables.into_iter().fold(self, set)
+    }
+
+    /// The working directory of programs in the guest, if they have none of their own; `/` by default.
+    pub fn cwd(mut self, folder: impl Into<OsString>) -> Self {
+        self.surroundings.cwd = folder.into();
+        self
+    }
+
+    /// As whom programs run, if nothing else is said for them; root by default.
+    pub fn user(mut self, user: impl Into<User>) -> Self {
+        self.surroundings.user = Some(user.into());
+        self
+    }
+
+    /// Another guest kit than the user's.
+    pub fn kit(mut self, kit: Kit) -> Self {
+        self.kit = Some(kit);
+        self
+    }
+
+    /// The backend; the best of this machine by default.
+    pub fn backend(self, backend: BackendChoice) -> Self {
+        self.with(|options| options.backend(backend))
+    }
+
+    /// Number of vCPUs; 1 by default.
+    pub fn cpus(self, cpus: u32) -> Self {
+        self.with(|options| options.cpus(cpus))
+    }
+
+    /// Memory in MiB; 512 by default.
+    pub fn memory_mb(self, memory_mb: u32) -> Self {
+        self.with(|options| options.memory_mb(memory_mb))
+    }
+
+    /// A bound on the sandbox's whole life.
+    pub fn timeout(self, limit: Duration) -> Self {
+        self.with(|options| options.timeout(limit))
+    }
+
+    /// Adds a disk: the first is `/dev/vda` in the guest. Nothing mounts it.
+    pub fn disk(self, disk: impl Into<DiskImage>) -> Self {
+        self.with(|options| options.disk(disk))
+    }
+
+    /// Shares a folder or a file of the host, which is at the path `guest` in the sandbox.
+    pub fn share(
+        self,
+        host: impl Into<PathBuf>,
+        guest: impl Into<String>,
+        mode: MountMode,
+    ) -> Self {
+        self.with(|options| options.share(host, guest, mode))
+    }
+
+    /// Shares a folder through a given mechanism.
+    pub fn share_with_mechanism(
+        self,
+        host: impl Into<PathBuf>,
+        guest: impl Into<String>,
+        mode: MountMode,
+        mechanism: ShareMechanism,
+    ) -> Self {
+        self.with(|options| options.share_with_mechanism(host, guest, mode, mechanism))
+    }
+
+    /// Shares folders and files.
+    pub fn shares(self, shares: impl IntoIterator<Item = SharedDir>) -> Self {
+        self.with(|options| options.shares(shares))
+    }
+
+    /// How the guest reaches a network; [`NetworkMode::None`] by default.
+    pub fn network(self, mode: NetworkMode) -> Self {
+        self.with(|options| options.network(mode))
+    }
+
+    /// No network: the same as `network(NetworkMode::None)`.
+    pub fn no_network(self) -> Self {
+        self.with(LinuxVmBuilder::no_network)
+    }
+
+    /// Sockets between programs of the host and of the guest; none by default. See
+    /// [`VmHandle::vsock`](crate::VmHandle::vsock). The host's port 1023 may be the agent's own.
+    pub fn vsock(self, config: VsockConfig) -> Self {
+        self.with(|options| options.vsock(config))
+    }
+
+    /// Who gets the console, on which the kernel and the first process tell of trouble;
+    /// [`ConsoleMode::Disabled`] by default. Programs do not write there, and nobody reads what is
+    /// typed.
+    pub fn console(self, mode: ConsoleMode) -> Self {
+        self.with(|options| options.console(mode))
+    }
+
+    /// The program gets the console: the same as `console(ConsoleMode::Enabled)`.
+    pub fn console_enabled(self) -> Self {
+        self.with(LinuxVmBuilder::console_enabled)
+    }
+
+    /// The process's standard streams are the console: the same as `console(ConsoleMode::Stdio)`.
+    pub fn console_stdio(self) -> Self {
+        self.with(LinuxVmBuilder::console_stdio)
+    }
+
+    /// Bounds what the VM may use of the host. `start` refuses a limit that the backend cannot
+    /// enforce.
+    pub fn limits(self, limits: ResourceLimits) -> Self {
+        self.with(|options| options.limits(limits))
+    }
+
+    /// Refuses backends with a weaker isolation than this.
+    pub fn require_isolation(self, isolation: Isolation) -> Self {
+        self.with(|options| options.require_isolation(isolation))
+    }
+
+    /// The VM's name in logs; 64 bytes at most.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        self.with(|options| options.name(name))
+    }
+
+    /// How often a start that failed for a passing reason is tried again; see [`RetryPolicy`].
+    pub fn retry(self, policy: RetryPolicy) -> Self {
+        self.with(|options| options.retry(policy))
+    }
+
+    /// A start that fails is not tried again.
+    pub fn no_retry(self) -> Self {
+        self.with(LinuxVmBuilder::no_retry)
+    }
+
+    /// Adds an argument to the kernel's command line, which has `quiet`: `loglevel=7` undoes that.
+    /// An `rdinit=` has no effect.
+    pub fn cmdline_arg(self, arg: impl Into<CmdlineArg>) -> Self {
+        self.with(|options| options.cmdline_arg(arg))
+    }
+
+    /// Adds arguments to the kernel's command line; see [`cmdline_arg`](Self::cmdline_arg).
+    pub fn cmdline_args<A: Into<CmdlineArg>>(self, args: impl IntoIterator<Item = A>) -> Self {
+        self.with(|options| options.cmdline_args(args))
+    }
+
+    /// The guest's host name; `sandbox` by default.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = hostname.into();
+        self
+    }
+
+    /// How long the guest may take from its start until its agent answers, and the main process runs;
+    /// 60 s by default.
+    pub fn ready_timeout(mut self, limit: Duration) -> Self {
+        self.ready_limit = limit;
+        self
+    }
+
+    fn with(mut self, change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder) -> Self {
+        self.options = change(self.options);
+        self
+    }
+
+    /// Checks everything, boots the VM, waits until its agent answers, and runs the main process.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the VM.
+    ///
+    /// # Errors
+    ///
+    /// As [`LinuxVmBuilder::build`] and [`VmHandle::start`](crate::VmHandle::start). [`Error::Kit`]
+    /// without a guest kit. [`Error::Agent`] when the agent does not answer, with the console's last
+    /// lines, or when it refuses the main process.
+    pub async fn start(self) -> Result<Sandbox> {
+        let Self {
+            kit,
+            options,
+            hostname,
+            ready_limit,
+            surroundings,
+            main,
+        } = self;
+        let looked = tokio::task::spawn_blocking(move || {
+            let kit = match kit {
+                Some(kit) => kit,
+                None => kit::find()?.ok_or(KitFailure::Missing)?,
+            };
+            Ok::<_, Error>((kit, AgentBoot::new(hostname)?))
+        });
+        let (kit, (boot, host)) = looked.await.map_err(|source| Error::Io {
+            action: "look for the guest kit".into(),
+            path: None,
+            source: source.into(),
+        })??;
+        let files = LinuxBoot::new(&kit.kernel).initrd(&kit.initramfs);
+        let first_process = format!("rdinit={}", boot::FIRST_PROCESS);
+        let options = options.boot(files).cmdline_arg(first_process);
+        let vm = options.build_sandbox(boot).await?;
+        vm.start().await?;
+        let up = async {
+            let link = connect(host).await?;
+            let main = match main {
+                Some(argv) => {
+                    let request = surroundings.clone().request(MAIN, argv);
+                    Some(main_process::start(&link, &vm, request).await?)
+                }
+                None => None,
+            };
+            Ok::<_, Error>((link, main))
+        };
+        let (link, main) = tokio::select! {
+            up = up => up?,
+            ended = vm.wait() => {
+                ended?;
+                return Err(AgentFailure::Ended { console_tail: vm.console_tail() }.into());
+            }
+            () = tokio::time::sleep(ready_limit) => {
+                return Err(AgentFailure::NotReady {
+                    after: ready_limit,
+                    console_tail: vm.console_tail(),
+                }
+                .into());
+            }
+        };
+        Ok(Sandbox {
+            vm,
+            link,
+            numbers: Arc::new((MAIN + 1).into()),
+            surroundings,
+            main: Mutex::new(main),
+        })
+    }
+}
+
+/// Establishes the connection where it is driven: on the driver thread.
+async fn connect(host: boot::HostEnd) -> Result<AgentLink> {
+    let (reply, established) = tokio::sync::oneshot::channel();
+    let run = driver::run(async move {
+        match AgentLink::establish(host).await {
+            Ok((link, drive)) => {
+                let _ = reply.send(Ok(link));
+                drive.await;
+            }
+            Err(failure) => {
+                let _ = reply.send(Err(failure));
+            }
+        }
+    });
+    run.map_err(|source| AgentFailure::Host {
+        action: "run the connection to the agent",
+        source,
+    })?;
+    let gone = |_| AgentFailure::Lost {
+        message: "its thread has ended".into(),
+    };
+    Ok(established.await.map_err(gone)??)
+}
