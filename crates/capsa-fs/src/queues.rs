@@ -12,7 +12,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringState, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -74,15 +74,23 @@ impl Queues {
     /// Serves what is in the queue. The lock on it is held while a request is served, so that the
     /// monitor's request to stop is answered when nothing touches the guest's memory any more.
     fn serve(&self, vring: &VringMutex<Memory>) -> io::Result<()> {
+        let mut promised = false;
         loop {
             let mut queue = vring.get_mut();
-            queue.disable_notification().map_err(io::Error::other)?;
-            for _ in 0..BATCH {
-                if !self.serve_one(&mut queue)? {
-                    break;
-                }
+            // Stopped since the last batch: its rings are the driver's again.
+            if !queue.get_queue().ready() {
+                return Ok(());
             }
-            if !queue.enable_notification().map_err(io::Error::other)? {
+            queue.disable_notification().map_err(io::Error::other)?;
+            let mut served = 0;
+            while served < BATCH && self.serve_one(&mut queue)? {
+                served += 1;
+            }
+            if promised && served == 0 {
+                return Err(io::Error::other("what is next in its ring cannot be read"));
+            }
+            promised = queue.enable_notification().map_err(io::Error::other)?;
+            if !promised {
                 return Ok(());
             }
             drop(queue);
@@ -93,7 +101,9 @@ impl Queues {
     /// Serves the next request, if there is one.
     fn serve_one(&self, queue: &mut VringState<Memory>) -> io::Result<bool> {
         let memory = self.memory.memory();
-        let Some(chain) = queue.get_queue_mut().pop_descriptor_chain(memory.clone()) else {
+        // Not `pop_descriptor_chain`, for which a broken ring is an empty one.
+        let chains = queue.get_queue_mut().iter(memory.clone());
+        let Some(chain) = chains.map_err(io::Error::other)?.next() else {
             return Ok(false);
         };
         let head = chain.head_index();

@@ -11,5 +11,6 @@ mod listing;
 mod memory;
 mod random;
 mod read_only;
+mod rings;
 mod single_file;
 mod work;
