@@ -7,11 +7,12 @@
 //! are the real ones.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
-    HypervisorBackend,
+    Accelerator, Attachments, BackendChoice, BackendInfo, BackendKind, BackendVmHandle,
+    ConsolePipes, GuestEnd, HypervisorBackend,
 };
 use capsa_core::capabilities::BackendCapabilities;
 use capsa_core::error::{
@@ -21,6 +22,8 @@ use capsa_core::resources::Isolation;
 use capsa_core::spec::VmSpec;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
+
+use crate::{LinuxVmBuilder, Sandbox};
 
 /// Bytes that `build` takes for a Linux kernel (the header of Documentation/arch/x86/boot.rst,
 /// protocol 2.15, and one sector of nothing): write them to a file.
@@ -34,6 +37,19 @@ pub fn kernel_image() -> Vec<u8> {
     image[0x211] = 1; // loadflags: LOADED_HIGH
     image[0x238..0x23c].copy_from_slice(&2047_u32.to_le_bytes()); // cmdline_size
     image
+}
+
+/// A sandbox on a fake VM, whose agent is whatever is at the other end of `agent`: a program of the
+/// test's own that speaks the agent's protocol, well or badly. It is to expect this token.
+///
+/// # Errors
+///
+/// As [`SandboxBuilder::start`](crate::SandboxBuilder::start). An agent that does not answer is waited
+/// for.
+pub async fn sandbox(vm: LinuxVmBuilder, agent: UnixStream, token: [u8; 32]) -> Result<Sandbox> {
+    let vm = vm.backend(BackendChoice::Fake).build().await?;
+    vm.start().await?;
+    Sandbox::with_agent(vm, agent, token).await
 }
 
 /// The backend. `Auto` never takes it.

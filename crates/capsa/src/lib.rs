@@ -63,8 +63,9 @@ pub use builder::{LinuxVmBuilder, UefiVmBuilder, VmBuilder, VmConfig};
 pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use doctor::{Finding, Report, Requirement, doctor};
 pub use sandbox::{
-    Exec, ExecOutput, ExecStatus, Process, ProcessOutput, ProcessStdin, Sandbox, SandboxBuilder,
-    Stdio, TerminalSize, User,
+    CopyFrom, CopyLimits, CopyProgress, CopySummary, CopyTo, DirEntry, Exec, ExecOutput,
+    ExecStatus, FileKind, FileMetadata, FileReader, FileWriter, Process, ProcessOutput,
+    ProcessStdin, Sandbox, SandboxBuilder, SandboxInfo, Stdio, TerminalSize, User,
 };
 pub use vm::{RetryPolicy, VmHandle};
 pub use vsock::{VsockListener, VsockStream};

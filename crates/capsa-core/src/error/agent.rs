@@ -41,10 +41,24 @@ pub enum AgentFailure {
         /// The agent's words, escaped and cut.
         detail: String,
     },
-    /// The connection to the agent ended, or what came over it makes no sense.
+    /// The connection to the agent ended, or its answer makes no sense.
     #[error("the connection to the agent is lost: {message}")]
     Lost {
         /// What was seen of it.
+        message: String,
+    },
+    /// The guest sends more than its caller takes.
+    #[error("the guest sends more than {limit} {what}")]
+    TooMuch {
+        /// What there is too much of: `bytes`, `entries`, ...
+        what: &'static str,
+        /// How much is taken.
+        limit: u64,
+    },
+    /// The agent sent something that the protocol does not allow: it is broken, or somebody else's.
+    #[error("the guest's agent breaks the rules: {message}")]
+    Misbehaved {
+        /// What it did, escaped.
         message: String,
     },
     /// The host refused something that the connection needs.

@@ -24,6 +24,8 @@ use crate::builder::{LinuxVmBuilder, VmConfig};
 use crate::driver;
 use crate::kit::{self, Kit};
 use crate::vm::RetryPolicy;
+#[cfg(feature = "test-utils")]
+use crate::vm::VmHandle;
 
 /// How long a guest may take until its agent answers: it takes seconds under emulation, and much less
 /// without.
@@ -318,6 +320,25 @@ impl SandboxBuilder {
             numbers: Arc::new((MAIN + 1).into()),
             surroundings,
             main: Mutex::new(main),
+        })
+    }
+}
+
+#[cfg(feature = "test-utils")]
+impl Sandbox {
+    /// A sandbox of a VM that runs and of an agent that is no guest's.
+    pub(crate) async fn with_agent(
+        vm: VmHandle,
+        stream: std::os::unix::net::UnixStream,
+        token: [u8; 32],
+    ) -> Result<Self> {
+        let token = capsa_agent_proto::preamble::Token(token);
+        Ok(Self {
+            vm,
+            link: connect(boot::HostEnd { stream, token }).await?,
+            numbers: Arc::default(),
+            surroundings: Surroundings::default(),
+            main: Mutex::default(),
         })
     }
 }

@@ -84,6 +84,12 @@ impl AgentLink {
         permits.map(Reservation).map_err(|_| ended())
     }
 
+    /// Opens the only stream of a request.
+    pub(super) async fn request(&self, open: &Open) -> Result<AgentStream> {
+        let mut right = self.reserve(1).await?;
+        self.open(&mut right, open).await
+    }
+
     /// Opens a stream and says what it is for.
     pub(super) async fn open(&self, right: &mut Reservation, open: &Open) -> Result<AgentStream> {
         // A caller that opens more than it has reserved has a bug, which costs it the stream.
@@ -166,8 +172,19 @@ fn poll_drive(
 
 /// The failure of a stream.
 pub(super) fn failed(error: &FrameError) -> AgentFailure {
-    AgentFailure::Lost {
-        message: error.to_string(),
+    let message = error.to_string();
+    match error {
+        FrameError::TooLong { .. } | FrameError::Malformed(_) => {
+            AgentFailure::Misbehaved { message }
+        }
+        _ => AgentFailure::Lost { message },
+    }
+}
+
+/// The agent said something that it must not say.
+pub(super) fn misbehaved(message: impl Into<String>) -> AgentFailure {
+    AgentFailure::Misbehaved {
+        message: message.into(),
     }
 }
 

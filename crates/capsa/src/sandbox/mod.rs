@@ -6,6 +6,7 @@
 //!    └──────────── main_process  its status becomes the VM's exit code
 //! Sandbox::exec ── exec          a program that is to run
 //!  spawn ───────── process       and runs: a stream for its status, one for each standard stream
+//! read_file, ... ─ files         content, copy, info: a stream for each request
 //! ```
 //!
 //! Whatever a guest says is checked and bounded by `capsa-agent-proto`; an agent that is silent or
@@ -13,7 +14,11 @@
 
 mod boot;
 mod builder;
+mod content;
+mod copy;
 mod exec;
+mod files;
+mod info;
 mod link;
 mod main_process;
 mod process;
@@ -30,7 +35,11 @@ use tokio::sync::Mutex;
 
 pub(crate) use self::boot::{AgentBoot, GUEST_PROGRAM, find as find_program};
 pub use self::builder::SandboxBuilder;
+pub use self::content::{FileReader, FileWriter};
+pub use self::copy::{CopyFrom, CopyLimits, CopyProgress, CopySummary, CopyTo};
 pub use self::exec::{Exec, Stdio};
+pub use self::files::{DirEntry, FileKind, FileMetadata};
+pub use self::info::SandboxInfo;
 pub use self::process::{
     ExecOutput, ExecStatus, Process, ProcessOutput, ProcessStdin, TerminalSize,
 };
