@@ -118,18 +118,19 @@ pub fn enter(folder: OwnedFd, writable: bool) -> Result<Confined, ConfineError> 
     drop(folder);
     let landlock = landlock::restrict(&root, writable);
     privileges::drop_all().map_err(refused("drop the capabilities"))?;
-    let walls = match (isolated, landlock) {
-        (Err(namespaces), false) if writable => return Err(ConfineError::Open { namespaces }),
-        (isolated, landlock) => Walls {
-            namespaces: isolated.is_ok(),
-            landlock,
-        },
+    let (namespaces, descriptors) = match isolated {
+        Ok(own) => (true, own),
+        Err(namespaces) if writable && !landlock => return Err(ConfineError::Open { namespaces }),
+        Err(_) => (false, descriptors),
     };
     Ok(Confined {
         root,
         descriptors,
         max_descriptors,
-        walls,
+        walls: Walls {
+            namespaces,
+            landlock,
+        },
     })
 }
 

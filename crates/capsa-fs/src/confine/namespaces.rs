@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -16,13 +17,14 @@ use rustix::mount::{
 use rustix::process::{fchdir, getegid, geteuid, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Makes the working folder the root of all that this process sees.
+/// Makes the working folder the root of all that this process sees. Returns `/proc/self/fd`, as a mount by
+/// itself: from a descriptor of the folder that everybody sees, `..` would lead out.
 ///
 /// # Errors
 ///
 /// The machine does not let this user make namespaces, or its root cannot be exchanged (an initial RAM
 /// disk). What was entered until then stays.
-pub(super) fn enter(writable: bool) -> io::Result<()> {
+pub(super) fn enter(writable: bool) -> io::Result<OwnedFd> {
     // The owner's ids, which the namespace maps to themselves.
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let flags = UnshareFlags::NEWUSER
@@ -41,6 +43,7 @@ pub(super) fn enter(writable: bool) -> io::Result<()> {
     let all = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", all)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let descriptors = open_tree(CWD, c"/proc/self/fd", clone)?;
     let folder = match open_tree(CWD, c".", clone) {
         // Mounts below it may hide what a user is not to see, so none may be left out: they are
         // carried along, and no name leads into them.
@@ -67,5 +70,5 @@ pub(super) fn enter(writable: bool) -> io::Result<()> {
         Errno::PERM => Ok(()),
         error => Err(error),
     })?;
-    Ok(())
+    Ok(descriptors)
 }

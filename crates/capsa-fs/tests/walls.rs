@@ -1,0 +1,177 @@
+//! A guest that has taken the server over: what each wall leaves to it.
+//!
+//! Each attack is made by a process of its own, which is this program again: it is confined as the
+//! server is, on a machine that lacks a wall or has both, and then tries to leave the folder. Not the
+//! usual harness, whose threads would keep that process from entering namespaces.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "it tells the test what it could do")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::env::consts::ARCH;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output};
+
+use capsa_fs::confine::{self, Confined};
+use libtest_mimic::{Arguments, Trial};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, StatxFlags, Timestamps, chmodat, openat, renameat, statx, utimensat,
+};
+use rustix::io::Result;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use tempfile::TempDir;
+
+/// What this program is when its first argument says so.
+const TAKEN_OVER: &str = "taken-over";
+
+fn main() -> ExitCode {
+    let mut arguments = env::args().skip(1);
+    if arguments.next().is_some_and(|first| first == TAKEN_OVER) {
+        return taken_over(&arguments.collect::<Vec<_>>());
+    }
+    let trials = [
+        Trial::test("namespaces_and_landlock_hold", || {
+            holds("", "namespaces, landlock, seccomp")
+        }),
+        Trial::test("namespaces_alone_hold", || {
+            holds("landlock", "namespaces, seccomp")
+        }),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+}
+
+/// A folder that is shared, and what is beside it.
+struct Host(TempDir);
+
+impl Host {
+    fn new() -> Self {
+        let host = Self(TempDir::new().unwrap());
+        fs::create_dir(host.path("shared")).unwrap();
+        for name in ["shared/file", "secret"] {
+            fs::write(host.path(name), name).unwrap();
+            fs::set_permissions(host.path(name), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Confines a process to the shared folder on a machine that lacks these, and has it attack.
+    fn attack(&self, access: &str, lacking: &str) -> Output {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args([TAKEN_OVER, access, lacking])
+            .arg(self.0.path());
+        command.output().unwrap()
+    }
+
+    fn is_unharmed(&self) {
+        assert_eq!(fs::read_to_string(self.path("secret")).unwrap(), "secret");
+        let found = fs::metadata(self.path("secret")).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+        assert_ne!(found.modified().unwrap(), std::time::UNIX_EPOCH);
+    }
+}
+
+fn holds(lacking: &str, walls: &str) -> std::result::Result<(), libtest_mimic::Failed> {
+    for access in ["ro", "rw"] {
+        let host = Host::new();
+        let output = host.attack(access, lacking);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(said, format!("{walls}\n"));
+        host.is_unharmed();
+    }
+    Ok(())
+}
+
+/// Prints what holds this process, and each attack that succeeds.
+fn taken_over(arguments: &[String]) -> ExitCode {
+    let [access, lacking, outer] = arguments else {
+        panic!("{arguments:?}")
+    };
+    lack(lacking);
+    let outer = Path::new(outer);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = openat(CWD, outer.join("shared"), flags, Mode::empty()).unwrap();
+    let confined = match confine::enter(folder, access == "rw") {
+        Ok(confined) => confined,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    confine::close().unwrap();
+    let Confined {
+        root,
+        descriptors,
+        walls,
+        ..
+    } = &confined;
+    println!("{walls}");
+    // What serving takes is there.
+    openat(root, "file", OFlags::RDONLY, Mode::empty()).unwrap();
+
+    let up = format!("{}{}", "../".repeat(40), outer.to_str().unwrap());
+    try_all("by path", CWD, outer);
+    try_all("from the folder", root, Path::new(&up));
+    try_all("from the descriptors", descriptors, Path::new(&up));
+    ExitCode::SUCCESS
+}
+
+fn try_all(way: &str, from: impl AsFd, outer: &Path) {
+    let from = from.as_fd();
+    let secret = &outer.join("secret");
+    let none = Mode::empty();
+    let mode = Mode::from_raw_mode(0o4755);
+    let epoch = Timestamps {
+        last_access: rustix::fs::Timespec::default(),
+        last_modification: rustix::fs::Timespec::default(),
+    };
+    let tell = |what: &str, result: Result<()>| {
+        if result.is_ok() {
+            println!("{what} {way}");
+        }
+    };
+    tell("read", openat(from, secret, OFlags::RDONLY, none).map(drop));
+    tell(
+        "write",
+        openat(from, secret, OFlags::WRONLY, none).map(drop),
+    );
+    tell(
+        "list",
+        openat(from, outer, OFlags::DIRECTORY, none).map(drop),
+    );
+    let flags = AtFlags::empty();
+    tell(
+        "look",
+        statx(from, secret, flags, StatxFlags::ALL).map(drop),
+    );
+    tell("chmod", chmodat(from, secret, mode, flags));
+    tell("utimes", utimensat(from, secret, &epoch, flags));
+    tell("rename", renameat(from, secret, from, outer.join("moved")));
+}
+
+/// Has the kernel answer as one does that lacks what is named, or forbids it.
+fn lack(what: &str) {
+    let calls: BTreeMap<_, _> = what
+        .split_whitespace()
+        .map(|what| match what {
+            "landlock" => (libc::SYS_landlock_create_ruleset, vec![]),
+            "namespaces" => (libc::SYS_unshare, vec![]),
+            _ => panic!("{what}"),
+        })
+        .collect();
+    if calls.is_empty() {
+        return;
+    }
+    let refusal = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let arch = ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, refusal, arch).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
