@@ -39,6 +39,15 @@ fn main() -> ExitCode {
         Trial::test("namespaces_alone_hold", || {
             holds("landlock", "namespaces, seccomp")
         }),
+        Trial::test("with_neither_nothing_is_served", || {
+            for access in ["ro", "rw"] {
+                let output = Host::new().attack(access, "namespaces landlock");
+                assert!(!output.status.success(), "{access}: {output:?}");
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(said.contains("nor by landlock"), "{said}");
+            }
+            Ok(())
+        }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
 }

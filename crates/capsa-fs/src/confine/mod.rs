@@ -13,8 +13,9 @@
 //! Not in a PID namespace, which would take a process more for each share: without signals, ptrace and
 //! `/proc` other processes are out of reach anyway.
 //!
-//! The machine may lack 2, in a container for instance, or 3, on an old kernel. A share that the guest may
-//! write to is served with at least one of them, or not at all.
+//! The machine may lack 2, in a container for instance, or 3, on an old kernel. A share is served with at
+//! least one of them, or not at all: without, a process that a guest takes over writes all that its user
+//! may write, however the guest may use the share.
 
 use std::fmt;
 use std::io;
@@ -81,7 +82,7 @@ pub enum ConfineError {
     /// the user.
     #[error(
         "this machine lets a program confine itself neither by namespaces ({namespaces}) nor by \
-         landlock: a writable share is not served"
+         landlock: no folder is served"
     )]
     Open {
         /// The kernel's answer.
@@ -101,7 +102,7 @@ fn refused<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Confin
 ///
 /// # Errors
 ///
-/// It cannot be confined well enough for a share that is `writable`, or at all.
+/// It cannot be confined to the folder.
 pub fn enter(folder: OwnedFd, writable: bool) -> Result<Confined, ConfineError> {
     umask(Mode::empty());
     let max_descriptors = raise_descriptors().map_err(refused("raise the limit of descriptors"))?;
@@ -120,7 +121,7 @@ pub fn enter(folder: OwnedFd, writable: bool) -> Result<Confined, ConfineError> 
     privileges::drop_all().map_err(refused("drop the capabilities"))?;
     let (namespaces, descriptors) = match isolated {
         Ok(own) => (true, own),
-        Err(namespaces) if writable && !landlock => return Err(ConfineError::Open { namespaces }),
+        Err(namespaces) if !landlock => return Err(ConfineError::Open { namespaces }),
         Err(_) => (false, descriptors),
     };
     Ok(Confined {
