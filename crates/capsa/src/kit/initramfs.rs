@@ -126,6 +126,7 @@ pub(super) fn recipe() -> io::Result<String> {
     for name in modules::wanted_names() {
         recipe.extend_from_slice(name.as_bytes());
     }
+    recipe.extend_from_slice(b"without signatures");
     Ok(folder::sha256(&recipe))
 }
 

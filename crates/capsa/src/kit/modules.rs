@@ -208,7 +208,30 @@ fn load(name: &str, path: &Path) -> Result<Module> {
         Ok(None) => bytes,
         Err(e) => return Err(unusable(path, format!("it cannot be unpacked: {e}"))),
     };
-    parse(name, content).map_err(|message| unusable(path, message))
+    parse(name, unsigned(content)).map_err(|message| unusable(path, message))
+}
+
+/// A module without the signature at its end, where there is one.
+///
+/// To check it takes the kernel several times as long as to load the module, and says nothing here:
+/// the modules are as trusted as the initramfs that they are in. A kernel that is told to enforce
+/// signatures (`module.sig_enforce`, lockdown) does not take them.
+pub(super) fn unsigned(mut content: Vec<u8>) -> Vec<u8> {
+    // The signature, `struct module_signature`, this text: include/linux/module_signature.h.
+    const MAGIC: &[u8] = b"~Module signature appended~\n";
+    let signature = || {
+        let (_, trailer) = content.strip_suffix(MAGIC)?.split_last_chunk::<12>()?;
+        // Its last field is the signature's length.
+        let (_, length) = trailer.split_last_chunk()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        content
+            .len()
+            .checked_sub(length + trailer.len() + MAGIC.len())
+    };
+    if let Some(end) = signature() {
+        content.truncate(end);
+    }
+    content
 }
 
 pub(super) fn parse(name: &str, content: Vec<u8>) -> Result<Module, String> {

@@ -211,6 +211,24 @@ fn a_kit_has_the_modules_that_were_asked_for_too_or_is_not_made() {
 }
 
 #[test]
+fn signatures_are_left_out() {
+    let module = module_file("");
+    let signed = |length: u32| {
+        let mut content = module.clone();
+        content.extend_from_slice(b"signature");
+        content.extend_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0]);
+        content.extend_from_slice(&length.to_be_bytes());
+        content.extend_from_slice(b"~Module signature appended~\n");
+        content
+    };
+    assert_eq!(modules::unsigned(signed(9)), module);
+    assert_eq!(modules::unsigned(module.clone()), module);
+    // Longer than the file: no signature that the kernel would take for one.
+    let damaged = signed(u32::MAX);
+    assert_eq!(modules::unsigned(damaged.clone()), damaged);
+}
+
+#[test]
 fn the_same_input_gives_the_same_kit() {
     let (one, two) = (Fixture::new(), Fixture::new());
     assert_eq!(one.make().unwrap().manifest, two.make().unwrap().manifest);
