@@ -175,9 +175,7 @@ pub async fn a_sandbox_has_its_shares(backend: BackendChoice) {
 pub async fn every_wait_for_a_sandbox_ends(backend: BackendChoice) {
     let sandbox = start(backend).await;
     let process = sandbox.exec(["cat"]).spawn().await.expect("it runs");
-    let vm = sandbox.vm().clone();
-    drop(sandbox);
-    vm.kill().await.expect("kill");
+    sandbox.vm().kill().await.expect("kill");
     let status = timeout(LIMIT, process.wait()).await.expect("in time");
     status.expect_err("nobody told a status");
     // And is one however often it is asked for.
@@ -187,6 +185,26 @@ pub async fn every_wait_for_a_sandbox_ends(backend: BackendChoice) {
     match hasty.start().await.expect_err("nobody boots so fast") {
         Error::Agent { cause } => {
             assert!(matches!(*cause, AgentFailure::NotReady { .. }), "{cause:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A guest that cannot become a sandbox says why.
+pub async fn a_guest_that_fails_has_its_last_words(backend: BackendChoice) {
+    let mut kit = images::kit();
+    // Not even a folder for the first process.
+    let folder = tempfile::tempdir().expect("a folder");
+    kit.initramfs = folder.path().join("initramfs");
+    let archive = cpio::newc::trailer(Vec::new()).expect("an archive without files");
+    std::fs::write(&kit.initramfs, archive).expect("written");
+    let started = builder(backend).kit(kit).start().await;
+    match started.expect_err("no agent answers") {
+        Error::Agent { cause } => {
+            let AgentFailure::Ended { console_tail } = &*cause else {
+                panic!("{cause:?}")
+            };
+            assert!(console_tail.contains("Kernel panic"), "{console_tail}");
         }
         other => panic!("{other:?}"),
     }

@@ -122,7 +122,8 @@ impl ConsoleBuffer {
 
     /// The end of the output for an error message: some lines, escaped, bounded.
     pub(crate) fn last_lines(&self) -> String {
-        const LINES: usize = 10;
+        // What a kernel says of its panic, above a call trace of the usual depth.
+        const LINES: usize = 20;
         const BYTES: usize = 2 << 10;
         let recent = self.view(self.end().saturating_sub(BYTES as u64), BYTES, |view| {
             view.parts.concat()
@@ -249,7 +250,7 @@ mod tests {
             buffer.push(format!("line {line} \x1b[2J\r\n").as_bytes());
         }
         let text = buffer.last_lines();
-        assert_eq!(text.lines().count(), 10);
+        assert_eq!(text.lines().count(), 20);
         assert!(text.ends_with("line 99999 \\u{1b}[2J"), "{text}");
     }
 }

@@ -15,6 +15,7 @@ use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits}
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::vsock::VsockConfig;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use super::boot::{self, AgentBoot};
 use super::exec::Surroundings;
@@ -33,6 +34,9 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// The number of the main process; others have higher ones.
 const MAIN: u32 = 0;
+
+/// How long a VM may take to end after its channel has.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Builds a [`Sandbox`]; made by [`Capsa::sandbox`](crate::Capsa::sandbox).
 ///
@@ -300,18 +304,14 @@ impl SandboxBuilder {
             };
             Ok::<_, Error>((link, main))
         };
-        let (link, main) = tokio::select! {
-            up = up => up?,
-            ended = vm.wait() => {
-                ended?;
-                return Err(AgentFailure::Ended { console_tail: vm.console_tail() }.into());
-            }
-            () = tokio::time::sleep(ready_limit) => {
-                return Err(AgentFailure::NotReady {
+        let (link, main) = match timeout(ready_limit, last_words(&vm, up)).await {
+            Ok(up) => up?,
+            Err(_) => {
+                let failure = AgentFailure::NotReady {
                     after: ready_limit,
                     console_tail: vm.console_tail(),
-                }
-                .into());
+                };
+                return Err(failure.into());
             }
         };
         Ok(Sandbox {
@@ -340,6 +340,25 @@ impl Sandbox {
             surroundings: Surroundings::default(),
             main: Mutex::default(),
         })
+    }
+}
+
+/// What is done with a guest, or what the guest said last when it ended meanwhile.
+async fn last_words<T>(vm: &VmHandle, done: impl Future<Output = Result<T>>) -> Result<T> {
+    let ended = || AgentFailure::Ended {
+        console_tail: vm.console_tail(),
+    };
+    let failed = tokio::select! {
+        done = done => match done {
+            Ok(done) => return Ok(done),
+            Err(failed) => failed,
+        },
+        waited = vm.wait() => return Err(waited.err().unwrap_or_else(|| ended().into())),
+    };
+    // A VM that ends closes the channel before it has said its last.
+    match vm.wait_timeout(LAST_WORDS).await? {
+        Some(_) => Err(ended().into()),
+        None => Err(failed),
     }
 }
 

@@ -25,8 +25,12 @@ use super::boot::HostEnd;
 /// Streams at once. Each may hold a window of 256 KiB that a hostile guest has filled: 128 MiB.
 const STREAMS: usize = 512;
 
+/// Streams of which the multiplexer knows: those, and as many that were dropped while the guest read
+/// too slowly to be told. With one more it would end the connection.
+const KNOWN_STREAMS: usize = 2 * STREAMS;
+
 /// What the windows of all streams may come to.
-const WINDOWS: usize = STREAMS * yamux::DEFAULT_CREDIT as usize;
+const WINDOWS: usize = KNOWN_STREAMS * yamux::DEFAULT_CREDIT as usize;
 
 /// Characters of what a guest says in an error.
 const MAX_DETAIL: usize = 1000;
@@ -130,7 +134,7 @@ async fn drive(
     let mut config = Config::default();
     // In this order: the windows must suffice for the streams at any time.
     config.set_max_connection_receive_window(None);
-    config.set_max_num_streams(STREAMS);
+    config.set_max_num_streams(KNOWN_STREAMS);
     config.set_max_connection_receive_window(Some(WINDOWS));
     let mut connection = Connection::new(socket, config, Mode::Client);
     let mut waiting = VecDeque::new();
@@ -151,22 +155,29 @@ fn poll_drive(
             Poll::Pending => break,
         }
     }
-    while !waiting.is_empty() {
+    loop {
+        // First, as this is where the multiplexer forgets streams that were dropped. The guest opens
+        // none: whatever this is, it is not our agent. Else the channel ended.
+        if connection.poll_next_inbound(context).is_ready() {
+            return Poll::Ready(());
+        }
+        // Whoever gave up needs none.
+        while waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            waiting.pop_front();
+        }
+        let Some(reply) = waiting.pop_front() else {
+            return Poll::Pending;
+        };
         match connection.poll_new_outbound(context) {
             Poll::Ready(Ok(stream)) => {
-                if let Some(reply) = waiting.pop_front() {
-                    // Whoever gave up drops the stream, which resets it.
-                    let _ = reply.send(stream);
-                }
+                let _ = reply.send(stream);
             }
             Poll::Ready(Err(_)) => return Poll::Ready(()),
-            Poll::Pending => break,
+            Poll::Pending => {
+                waiting.push_front(reply);
+                return Poll::Pending;
+            }
         }
-    }
-    match connection.poll_next_inbound(context) {
-        Poll::Pending => Poll::Pending,
-        // The guest opens no streams: whatever this is, it is not our agent. Else the channel ended.
-        Poll::Ready(_) => Poll::Ready(()),
     }
 }
 
