@@ -69,7 +69,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     let started = daemon.start(&mut listener);
     started.map_err(|error| error.to_string())?;
     drop(listener);
-    confine::close()?;
+    confine::close(walls)?;
     queues.open();
     let mut stdout = io::stdout();
     writeln!(stdout, "{walls}")?;

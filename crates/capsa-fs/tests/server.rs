@@ -1,20 +1,26 @@
 //! The program as a monitor uses it: started with two descriptors, spoken to over vhost-user, asked in a
 //! virtqueue.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    unsafe_code,
+    reason = "what a machine lacks is set between fork and exec"
+)]
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use fuse_backend_rs::abi::fuse_abi::{
-    CreateIn, EntryOut, InHeader, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID, WriteIn,
+    CreateIn, EntryOut, InHeader, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID, SetattrIn, WriteIn,
 };
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::io::{FdFlags, fcntl_setfd};
+use seccompiler::apply_filter;
 use tempfile::TempDir;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{
@@ -23,6 +29,8 @@ use vhost::vhost_user::{
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
+
+mod lacking;
 
 /// Of all others than the urgent requests.
 const QUEUE: usize = 1;
@@ -48,6 +56,16 @@ struct Server {
 
 /// Starts the program with these arguments after the descriptors.
 fn spawn(version: &str, folder: &Path, arguments: &[&str]) -> (Child, UnixStream) {
+    spawn_lacking("", version, folder, arguments)
+}
+
+/// Starts it on a machine that lacks these.
+fn spawn_lacking(
+    lacking: &str,
+    version: &str,
+    folder: &Path,
+    arguments: &[&str],
+) -> (Child, UnixStream) {
     let sockets = TempDir::new().unwrap();
     let name = sockets.path().join("socket");
     let listener: OwnedFd = UnixListener::bind(&name).unwrap().into();
@@ -57,7 +75,12 @@ fn spawn(version: &str, folder: &Path, arguments: &[&str]) -> (Child, UnixStream
     for inherited in [listener.as_fd(), folder.as_fd()] {
         fcntl_setfd(inherited, FdFlags::empty()).unwrap();
     }
-    let process = Command::new(env!("CARGO_BIN_EXE_capsa-fsd"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_capsa-fsd"));
+    if let Some(filter) = lacking::filter(lacking) {
+        // SAFETY: between fork and exec it makes two system calls on a value that was made before.
+        unsafe { command.pre_exec(move || apply_filter(&filter).map_err(io::Error::other)) };
+    }
+    let process = command
         .arg(version)
         .arg(listener.as_raw_fd().to_string())
         .arg(folder.as_raw_fd().to_string())
@@ -71,7 +94,12 @@ fn spawn(version: &str, folder: &Path, arguments: &[&str]) -> (Child, UnixStream
 
 impl Server {
     fn start(folder: &Path, arguments: &[&str]) -> Self {
-        let (mut process, connection) = spawn(env!("CARGO_PKG_VERSION"), folder, arguments);
+        Self::start_lacking("", folder, arguments)
+    }
+
+    fn start_lacking(lacking: &str, folder: &Path, arguments: &[&str]) -> Self {
+        let version = env!("CARGO_PKG_VERSION");
+        let (mut process, connection) = spawn_lacking(lacking, version, folder, arguments);
         let mut walls = String::new();
         let mut said = BufReader::new(process.stdout.as_mut().unwrap());
         said.read_line(&mut walls).unwrap();
@@ -275,6 +303,37 @@ fn a_confined_process_answers_in_the_queue() {
     let (made, owner) = (fs::metadata(folder.join("made")), fs::metadata(&folder));
     let (made, owner) = (made.unwrap(), owner.unwrap());
     assert_eq!((made.uid(), made.gid()), (owner.uid(), owner.gid()));
+}
+
+/// Landlock looks at neither, so the process may not use names for them.
+#[test]
+fn modes_and_times_are_set_without_namespaces() {
+    const MODE: u32 = 1;
+    const MODIFIED: u32 = 1 << 5;
+    let (_outer, folder) = folder();
+    fs::write(folder.join("file"), "").unwrap();
+    fs::create_dir(folder.join("folder")).unwrap();
+    symlink("file", folder.join("link")).unwrap();
+    let mut server = Server::start_lacking("namespaces", &folder, &["rw", "auto"]);
+    assert_eq!(server.walls, "landlock, seccomp\n");
+    let mut set = |name: &str, valid| {
+        let found = server.ask(Opcode::Lookup, ROOT_ID, &[name.as_bytes(), b"\0"]);
+        let entry: EntryOut = read(&found.unwrap());
+        let wanted = SetattrIn {
+            valid,
+            mode: 0o750,
+            mtime: 77,
+            ..SetattrIn::default()
+        };
+        let set = server.ask(Opcode::Setattr, entry.nodeid, &[wanted.as_slice()]);
+        set.map(drop)
+    };
+    for name in ["file", "folder"] {
+        set(name, MODE | MODIFIED).unwrap();
+        let found = fs::metadata(folder.join(name)).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (0o750, 77));
+    }
+    assert_eq!(set("link", MODIFIED), Err(libc::EOPNOTSUPP));
 }
 
 #[test]

@@ -135,13 +135,15 @@ pub fn enter(folder: OwnedFd, writable: bool) -> Result<Confined, ConfineError> 
     })
 }
 
-/// Takes the system calls away that serving does not take, from every thread.
+/// Takes the system calls away that serving does not take, from every thread of a process that these
+/// `walls` hold. Landlock alone would let it change the mode and the times of any file: then it may do so
+/// only of files that it can open.
 ///
 /// # Errors
 ///
 /// The kernel has no seccomp.
-pub fn close() -> Result<(), ConfineError> {
-    seccomp::install().map_err(refused("install the filter of system calls"))
+pub fn close(walls: Walls) -> Result<(), ConfineError> {
+    seccomp::install(walls.namespaces).map_err(refused("install the filter of system calls"))
 }
 
 /// Whether the working folder is still the one that was given.

@@ -30,8 +30,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_fchmodat,
-    libc::SYS_utimensat,
+    libc::SYS_fchmod,
     libc::SYS_mknodat,
     libc::SYS_mkdirat,
     libc::SYS_symlinkat,
@@ -88,19 +87,20 @@ const OF_THE_ARCHITECTURE: &[libc::c_long] = &[];
 /// Memory may be mapped, but not to be executed.
 const NOT_EXECUTABLE: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_mprotect];
 
-/// Installs the filter in every thread of the process.
-pub(super) fn install() -> io::Result<()> {
-    let program = program().map_err(io::Error::other)?;
+/// Installs the filter in every thread of the process. By `any_name`, what landlock does not look at may
+/// be changed too, a file's mode and times; else only by a descriptor that landlock let be opened.
+pub(super) fn install(any_name: bool) -> io::Result<()> {
+    let program = program(any_name).map_err(io::Error::other)?;
     apply_filter_all_threads(&program).map_err(io::Error::other)
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(any_name: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     // The third argument of both.
     let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC.cast_unsigned().into());
     let plain = SeccompCondition::new(2, SeccompCmpArgLen::Dword, executable, 0)?;
     let plain = SeccompRule::new(vec![plain])?;
     let allowed = ALLOWED.iter().chain(OF_THE_ARCHITECTURE);
-    let rules: BTreeMap<_, _> = allowed
+    let mut rules: BTreeMap<_, _> = allowed
         .map(|call| (*call, vec![]))
         .chain(
             NOT_EXECUTABLE
@@ -108,6 +108,14 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
                 .map(|call| (*call, vec![plain.clone()])),
         )
         .collect();
+    if any_name {
+        rules.insert(libc::SYS_fchmodat, vec![]);
+        rules.insert(libc::SYS_utimensat, vec![]);
+    } else {
+        // Without a name, the second argument, it is the descriptor's file that is changed.
+        let no_name = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+        rules.insert(libc::SYS_utimensat, vec![SeccompRule::new(vec![no_name])?]);
+    }
     let refusal = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     SeccompFilter::new(rules, refusal, SeccompAction::Allow, ARCH.try_into()?)?.try_into()
 }

@@ -9,6 +9,7 @@ use fuse_backend_rs::api::filesystem::Entry;
 use libc::stat64;
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    fchmod, futimens,
 };
 use rustix::io::{Errno, Result};
 use rustix::path::DecInt;
@@ -187,7 +188,8 @@ impl SharedFolder {
         let file = || DecInt::from_fd(&*named);
         if valid.contains(SetattrValid::MODE) {
             let mode = permitted_mode(wanted.st_mode);
-            rustix::fs::chmodat(&self.descriptors, file(), mode, AtFlags::empty())?;
+            rustix::fs::chmodat(&self.descriptors, file(), mode, AtFlags::empty())
+                .or_else(|error| self.opened_instead(node, error, |file| fchmod(file, mode)))?;
         }
         if valid.contains(SetattrValid::SIZE) {
             let size = u64::try_from(wanted.st_size).map_err(|_| Errno::INVAL)?;
@@ -204,9 +206,26 @@ impl SharedFolder {
         }
         if valid.intersects(SetattrValid::ATIME | SetattrValid::MTIME) {
             let times = times(wanted, valid);
-            rustix::fs::utimensat(&self.descriptors, file(), &times, AtFlags::empty())?;
+            rustix::fs::utimensat(&self.descriptors, file(), &times, AtFlags::empty())
+                .or_else(|error| self.opened_instead(node, error, |file| futimens(file, &times)))?;
         }
         Ok(())
+    }
+
+    /// Changes an opened file, after it could not be done by its name in `/proc`: a process that is held
+    /// by landlock alone may use no names for it ([`close`](crate::confine::close)).
+    fn opened_instead(
+        &self,
+        node: &Node,
+        error: Errno,
+        change: impl FnOnce(OwnedFd) -> Result<()>,
+    ) -> Result<()> {
+        match (error, node.kind) {
+            // No descriptor of one can be opened. Who unpacks an archive goes on after this.
+            (Errno::PERM, Kind::Link) => Err(Errno::OPNOTSUPP),
+            (Errno::PERM, _) => change(self.reopen(node, OFlags::RDONLY).map_err(|_| error)?),
+            _ => Err(error),
+        }
     }
 }
 
