@@ -78,6 +78,8 @@ macro_rules! behaviours {
             sandbox::a_sandbox_has_its_shares,
             sandbox::every_wait_for_a_sandbox_ends,
             sandbox::a_guest_that_fails_has_its_last_words,
+            sandbox::a_program_that_nobody_waits_for_is_killed,
+            sandbox::a_program_outlives_its_sandbox,
             sandbox_main::the_main_process_ends_the_vm_with_its_status,
             sandbox_main::waiting_for_a_sandbox_drains_its_main_process,
             sandbox_main::stop_asks_the_main_process,

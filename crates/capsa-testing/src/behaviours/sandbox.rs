@@ -209,3 +209,44 @@ pub async fn a_guest_that_fails_has_its_last_words(backend: BackendChoice) {
         other => panic!("{other:?}"),
     }
 }
+
+/// A program whose output is no longer wanted, or is too much, is killed with all that it has started.
+pub async fn a_program_that_nobody_waits_for_is_killed(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    let abandoned = sandbox
+        .exec(["sh", "-c", "sleep 1000 & sleep 1000"])
+        .output();
+    timeout(Duration::from_millis(500), abandoned)
+        .await
+        .expect_err("it sleeps");
+    let endless = sandbox.exec(["yes"]).output_up_to(1 << 20);
+    let refused = timeout(LIMIT, endless).await.expect("in time");
+    match refused.expect_err("too much") {
+        Error::Agent { cause } => {
+            assert!(matches!(*cause, AgentFailure::TooMuch { .. }), "{cause:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let still = "while pidof sleep yes; do usleep 10000; done";
+    assert!(shell(&sandbox, still).await.status.success());
+    sandbox.vm().kill().await.expect("kill");
+}
+
+/// A program is there as long as its VM, whatever else is dropped.
+pub async fn a_program_outlives_its_sandbox(backend: BackendChoice) {
+    let sandbox = start(backend).await;
+    let mut process = sandbox.exec(["cat"]).spawn().await.expect("it runs");
+    let vm = sandbox.vm().clone();
+    drop(sandbox);
+    let mut stdin = process.stdin.take().expect("its input");
+    let mut stdout = process.stdout.take().expect("its output");
+    stdin.write_all(b"hi").await.expect("taken");
+    stdin.shutdown().await.expect("the end of the input");
+    let mut said = Vec::new();
+    let reading = timeout(LIMIT, stdout.read_to_end(&mut said)).await;
+    reading.expect("in time").expect("the output");
+    assert_eq!(said, b"hi");
+    let status = timeout(LIMIT, process.wait()).await.expect("in time");
+    assert!(status.expect("a status").success());
+    vm.kill().await.expect("kill");
+}

@@ -12,6 +12,9 @@ use super::link::AgentLink;
 use super::process::{ExecOutput, ExecStatus, Process, TerminalSize, collect};
 use super::user::User;
 
+/// How much of a stream [`Exec::output`] collects.
+const OUTPUT_LIMIT: u64 = 64 << 20;
+
 /// What a program has in its environment if nothing else is said; nothing of the host's.
 const ENVIRONMENT: [(&str, &str); 4] = [
     (
@@ -202,25 +205,38 @@ impl Exec {
         self.start(Stdio::Piped, Stdio::Piped).await
     }
 
-    /// Runs the program to its end, by default without input, and collects what it writes: in this
-    /// process's memory, however much it is. A standard input that is a pipe ends at once.
+    /// Runs the program to its end, by default without input, and collects what it writes: 64 MiB of
+    /// each stream at most. A standard input that is a pipe ends at once.
     ///
     /// # Cancel safety
     ///
-    /// The program may go on when the future is dropped.
+    /// When the future is dropped, the program is killed, with all that it has started.
     ///
     /// # Errors
     ///
-    /// As [`spawn`](Self::spawn). A status other than 0 is no error.
+    /// As [`spawn`](Self::spawn), and [`AgentFailure::TooMuch`](crate::AgentFailure::TooMuch) when it
+    /// writes more; then it is killed. A status other than 0 is no error.
     pub async fn output(self) -> Result<ExecOutput> {
+        self.output_up_to(OUTPUT_LIMIT).await
+    }
+
+    /// [`output`](Self::output), of which at most `limit` bytes of each stream are collected.
+    ///
+    /// # Errors
+    ///
+    /// As [`output`](Self::output).
+    pub async fn output_up_to(self, limit: u64) -> Result<ExecOutput> {
         let mut process = self.start(Stdio::Null, Stdio::Piped).await?;
+        let running = process.kill_on_drop();
         process.stdin = None;
         let (out, err) = (process.stdout.take(), process.stderr.take());
-        let (stdout, stderr, status) = tokio::join!(collect(out), collect(err), process.wait());
+        let (stdout, stderr, status) =
+            tokio::try_join!(collect(out, limit), collect(err, limit), process.wait())?;
+        running.over();
         Ok(ExecOutput {
-            status: status?,
-            stdout: stdout?,
-            stderr: stderr?,
+            status,
+            stdout,
+            stderr,
         })
     }
 
@@ -229,16 +245,19 @@ impl Exec {
     ///
     /// # Cancel safety
     ///
-    /// The program may go on when the future is dropped.
+    /// As [`output`](Self::output).
     ///
     /// # Errors
     ///
     /// As [`spawn`](Self::spawn). A status other than 0 is no error.
     pub async fn status(self) -> Result<ExecStatus> {
         let mut process = self.start(Stdio::Null, Stdio::Null).await?;
+        let running = process.kill_on_drop();
         process.stdin = None;
         process.drain().await;
-        process.wait().await
+        let status = process.wait().await?;
+        running.over();
+        Ok(status)
     }
 
     /// Starts it, with these where the caller has not said what the streams are.

@@ -20,6 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use yamux::Stream;
 
 use super::link::{AgentLink, AgentStream, failed, refused};
+use crate::driver;
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,8 @@ pub(super) struct Control(Arc<Requests>);
 struct Requests {
     stream: Mutex<WriteHalf<Stream>>,
     _permit: OwnedSemaphorePermit,
+    /// What drives the stream.
+    _link: AgentLink,
 }
 
 impl Control {
@@ -138,7 +141,7 @@ fn lost(message: impl Into<String>) -> AgentFailure {
 }
 
 /// A stream on which the agent has said that it is the program's: bytes follow.
-async fn accepted(stream: Option<AgentStream>) -> Result<Option<Pipe>> {
+async fn accepted(link: &AgentLink, stream: Option<AgentStream>) -> Result<Option<Pipe>> {
     let Some(mut stream) = stream else {
         return Ok(None);
     };
@@ -146,6 +149,7 @@ async fn accepted(stream: Option<AgentStream>) -> Result<Option<Pipe>> {
     Ok(Some(Pipe {
         stream: stream.stream.compat(),
         _permit: stream.permit,
+        _link: link.clone(),
         unread: None,
     }))
 }
@@ -154,6 +158,8 @@ async fn accepted(stream: Option<AgentStream>) -> Result<Option<Pipe>> {
 struct Pipe {
     stream: Compat<Stream>,
     _permit: OwnedSemaphorePermit,
+    /// What drives the stream.
+    _link: AgentLink,
     /// Gone when everything was read.
     unread: Option<TaskTrackerToken>,
 }
@@ -209,11 +215,12 @@ impl Process {
             control: Control(Arc::new(Requests {
                 stream: Mutex::new(requests),
                 _permit: control.permit,
+                _link: link.clone(),
             })),
             pid,
-            stdin: accepted(stdin).await?.map(ProcessStdin),
-            stdout: accepted(stdout).await?.map(ProcessOutput),
-            stderr: accepted(stderr).await?.map(ProcessOutput),
+            stdin: accepted(link, stdin).await?.map(ProcessStdin),
+            stdout: accepted(link, stdout).await?.map(ProcessOutput),
+            stderr: accepted(link, stderr).await?.map(ProcessOutput),
         })
     }
 
@@ -290,6 +297,11 @@ impl Process {
         }
     }
 
+    /// Kills it when the result is dropped.
+    pub(super) fn kill_on_drop(&self) -> KillOnDrop {
+        KillOnDrop(Some(self.control.clone()))
+    }
+
     /// Reads its output to the end, and throws it away. Nothing of what was not read is lost when the
     /// future is dropped.
     pub(super) async fn drain(&mut self) {
@@ -309,13 +321,42 @@ async fn drain(output: &mut Option<ProcessOutput>) -> io::Result<()> {
 }
 
 /// Collects output, if there is any.
-pub(super) async fn collect(from: Option<ProcessOutput>) -> Result<Vec<u8>, AgentFailure> {
+pub(super) async fn collect(from: Option<ProcessOutput>, limit: u64) -> Result<Vec<u8>> {
     let mut all = Vec::new();
-    if let Some(mut from) = from {
-        let read = from.read_to_end(&mut all).await;
+    if let Some(from) = from {
+        // One more than is taken shows that there is more.
+        let mut bounded = from.take(limit.saturating_add(1));
+        let read = bounded.read_to_end(&mut all).await;
         read.map_err(|error| lost(error.to_string()))?;
     }
-    Ok(all)
+    match all.len() as u64 > limit {
+        false => Ok(all),
+        true => {
+            let what = "bytes of output";
+            Err(AgentFailure::TooMuch { what, limit }.into())
+        }
+    }
+}
+
+/// Kills a program with all that it has started when it is dropped, unless that is over.
+pub(super) struct KillOnDrop(Option<Control>);
+
+impl KillOnDrop {
+    /// Says that there is nothing to kill any more.
+    pub(super) fn over(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(control) = self.0.take() {
+            // Without a thread for it there is no VM either.
+            let _ = driver::run(async move {
+                let _ = control.say(ExecControl::Kill).await;
+            });
+        }
+    }
 }
 
 impl fmt::Debug for Process {
