@@ -88,7 +88,8 @@ pub enum VirtioFsCache {
     /// Metadata for a second, data until the file is opened again.
     #[default]
     Auto,
-    /// Everything, for ever: for folders that only this guest changes.
+    /// Names and attributes for a day, data as long as the guest's memory lasts: for folders that only this
+    /// guest changes.
     Always,
     /// Nothing.
     None,

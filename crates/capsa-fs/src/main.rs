@@ -27,8 +27,8 @@ use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-/// Most files and folders that the guest may remember at a time: 300 bytes each here, and about a
-/// kilobyte in its kernel.
+/// Most files and folders that the guest may remember at a time: 300 bytes each here and the name, 255 at
+/// most, and about a kilobyte in its kernel.
 const MAX_NODES: usize = 1 << 20;
 
 fn main() -> ExitCode {

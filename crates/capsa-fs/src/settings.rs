@@ -8,7 +8,7 @@ use std::time::Duration;
 pub enum Cache {
     /// Names and attributes for a second, content until the file is opened again.
     Auto,
-    /// Everything, for ever.
+    /// Names and attributes for a day, content as long as its memory lasts.
     Always,
     /// Nothing.
     None,
@@ -36,7 +36,8 @@ pub struct Settings {
     pub only: Option<CString>,
     /// Most files and folders that it may remember at a time.
     pub max_nodes: usize,
-    /// Most folders among them; each is a descriptor here.
+    /// Most folders among them, and folders that only a file in them is remembered of; each is a descriptor
+    /// here.
     pub max_folders: usize,
     /// How many of the files have descriptors here: those that were used last.
     pub max_recent: usize,

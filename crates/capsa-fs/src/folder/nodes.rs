@@ -2,7 +2,7 @@
 //!
 //! An id means the same file whatever happens to its name: what a guest looked up as a file does not
 //! become what its name leads to later. A folder is held by a descriptor (`O_PATH`) for as long as the
-//! guest remembers it. Of the files those that were used last are held, since a guest's kernel remembers
+//! guest remembers it or a file in it. Of the files those that were used last are held, since a guest's kernel remembers
 //! more than a process may have open; the others are looked up again below their folder, by the name
 //! that the guest knew last, and have to be the same file still.
 
@@ -33,11 +33,15 @@ pub(super) struct Node {
 /// How a node is reached.
 #[derive(Debug)]
 enum Way {
-    /// A folder, by the descriptor that holds it.
-    Held(Arc<OwnedFd>),
+    /// A folder, by the descriptor that holds it. Counted as long as anything needs it: the guest, or a
+    /// file in it that the guest remembers.
+    Held { fd: Arc<OwnedFd>, _counted: Counted },
     /// Anything else.
     Named(Mutex<Named>),
 }
+
+/// One of those that hold a folder: all are clones of one, whose count is theirs.
+type Counted = Arc<()>;
 
 #[derive(Debug)]
 struct Named {
@@ -49,7 +53,7 @@ struct Named {
 
 impl Named {
     fn reopen(&self, identity: Identity) -> Result<OwnedFd> {
-        let Way::Held(folder) = &self.folder.way else {
+        let Way::Held { fd: folder, .. } = &self.folder.way else {
             return Err(Errno::STALE);
         };
         let found = name::open(folder, &self.name).and_then(|fd| Ok((Attributes::of(&fd)?, fd)));
@@ -75,8 +79,8 @@ pub(super) struct Nodes {
     recent: LruCache<u64, Arc<OwnedFd>>,
     /// Ids are not used again: an old one can never mean another file.
     next_id: u64,
-    /// How many of them are folders.
-    folders: usize,
+    /// How many folders are held: this one's clones.
+    folders: Counted,
     max_nodes: usize,
     max_folders: usize,
 }
@@ -90,12 +94,13 @@ impl Nodes {
             by_id: HashMap::new(),
             recent: LruCache::new(recent),
             next_id: ROOT_ID,
-            folders: 0,
+            folders: Counted::default(),
             // The root is not the guest's.
             max_nodes: settings.max_nodes.saturating_add(1),
             max_folders: settings.max_folders.saturating_add(1),
         };
-        nodes.insert(attributes, Way::Held(Arc::new(root)));
+        let way = nodes.hold(Arc::new(root));
+        nodes.insert(attributes, way);
         nodes
     }
 
@@ -116,7 +121,7 @@ impl Nodes {
     /// It is not where the guest last knew it.
     pub(super) fn descriptor(&mut self, node: &Node) -> Result<Arc<OwnedFd>> {
         let mut named = match &node.way {
-            Way::Held(fd) => return Ok(Arc::clone(fd)),
+            Way::Held { fd, .. } => return Ok(Arc::clone(fd)),
             Way::Named(named) => lock(named),
         };
         let fd = match named.fd.upgrade() {
@@ -156,13 +161,15 @@ impl Nodes {
             return Ok(*id);
         }
         let is_folder = attributes.kind == Kind::Folder;
-        if self.by_id.len() >= self.max_nodes || is_folder && self.folders >= self.max_folders {
+        // One of the count is not a clone.
+        let folders = Arc::strong_count(&self.folders) - 1;
+        if self.by_id.len() >= self.max_nodes || is_folder && folders >= self.max_folders {
             return Err(Errno::NFILE);
         }
         let fd = Arc::new(fd);
         let id = self.next_id;
         let way = match is_folder {
-            true => Way::Held(fd),
+            true => self.hold(fd),
             false => {
                 let named = Named {
                     folder: Arc::clone(folder),
@@ -177,10 +184,14 @@ impl Nodes {
         Ok(id)
     }
 
+    fn hold(&self, fd: Arc<OwnedFd>) -> Way {
+        let _counted = Arc::clone(&self.folders);
+        Way::Held { fd, _counted }
+    }
+
     fn insert(&mut self, attributes: &Attributes, way: Way) {
         let id = self.next_id;
         self.next_id += 1;
-        self.folders += usize::from(attributes.kind == Kind::Folder);
         let node = Arc::new(Node {
             id,
             kind: attributes.kind,
@@ -213,7 +224,6 @@ impl Nodes {
         if known.lookups == 0
             && let Some(forgotten) = self.by_id.remove(&id)
         {
-            self.folders -= usize::from(forgotten.node.kind == Kind::Folder);
             self.by_identity.remove(&forgotten.node.identity);
             self.recent.pop(&id);
         }
@@ -224,6 +234,5 @@ impl Nodes {
         self.by_id.retain(|id, _| *id == ROOT_ID);
         self.by_identity.retain(|_, id| *id == ROOT_ID);
         self.recent.clear();
-        self.folders = 1;
     }
 }

@@ -61,6 +61,41 @@ fn more_than_may_be_remembered_is_refused_until_something_is_forgotten() {
     guest.attributes(ROOT_ID).unwrap();
 }
 
+/// A file that is remembered is found below its folder, whether or not the guest remembers that.
+#[test]
+fn forgotten_folders_of_remembered_files_count() {
+    const FOLDERS: usize = 5;
+    let guest = Guest::with(Settings {
+        max_folders: FOLDERS,
+        ..settings()
+    });
+    let mut files = Vec::new();
+    let refused = (0..10 * FOLDERS).find_map(|number| {
+        let name = format!("{number}");
+        fs::create_dir(guest.host(&name)).unwrap();
+        fs::write(guest.host(format!("{name}/file")), name.as_bytes()).unwrap();
+        let folder = match guest.lookup(ROOT_ID, name.as_bytes()) {
+            Ok(folder) => folder.nodeid,
+            Err(error) => return Some(error),
+        };
+        files.push(guest.lookup(folder, b"file").unwrap().nodeid);
+        guest.forget(folder, 1);
+        None
+    });
+    // The root, the folders, and the file that was used last.
+    let held = descriptors(&guest);
+    assert!(held <= 1 + FOLDERS + 1, "{held}");
+    assert_eq!((files.len(), refused), (FOLDERS, Some(Errno::NFILE)));
+    for (number, file) in files.iter().enumerate() {
+        assert_eq!(
+            guest.content(*file).unwrap(),
+            format!("{number}").as_bytes()
+        );
+    }
+    guest.forget(files[0], 1);
+    guest.find(&format!("{FOLDERS}"));
+}
+
 #[test]
 fn more_than_may_be_open_is_refused_until_something_is_closed() {
     let guest = Guest::with(Settings {
