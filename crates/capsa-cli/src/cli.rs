@@ -11,6 +11,7 @@ use clap_complete::Shell;
 
 use crate::disk::{DiskArg, DiskFormat};
 use crate::exec::EnvArg;
+use crate::root::RootArgs;
 use crate::settings::{ConsoleSetting, NetworkSetting};
 use crate::{quantity, share};
 
@@ -87,7 +88,7 @@ Example:
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The command runs as root in a Linux of its own, in memory, without a network;
-busybox has the usual programs. What it prints is printed here, byte for byte,
+busybox has the usual programs, unless --root says otherwise. What it prints is printed here, byte for byte,
 and its exit status is this command's: 128 and the signal's number for a command
 that one ended, 126 when it cannot be run, 127 when it is not there, 124 when
 --timeout ran out, 125 when Capsa itself failed. Ctrl-C, SIGTERM and SIGHUP go
@@ -95,8 +96,12 @@ to the command; a second one ends the sandbox.
 
 Examples:
   capsa exec -- uname -a
-  capsa exec --share .:/work:rw -- sh -c 'cd /work && ls -l > listing'")]
+  capsa exec --share .:/work:rw -- sh -c 'cd /work && ls -l > listing'
+  capsa exec --root / --share .:/work:rw --cwd /work -- cargo build")]
 pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
 

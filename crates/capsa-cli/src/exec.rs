@@ -65,7 +65,7 @@ fn exit_of(failure: &Failure) -> Exit {
 
 async fn run(args: ExecArgs) -> Done {
     let mut signals = Signals::new()?;
-    let builder = builder(&args.machine);
+    let builder = builder(&args.machine).root(args.root.into_root());
     run::warn_of_root();
     let sandbox = tokio::select! {
         started = builder.start() => started?,

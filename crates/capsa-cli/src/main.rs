@@ -24,6 +24,7 @@ mod nearest;
 mod progress;
 mod prompt;
 mod quantity;
+mod root;
 mod run;
 mod script;
 mod session;

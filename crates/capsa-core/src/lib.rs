@@ -17,6 +17,7 @@ pub mod escape;
 pub mod kit;
 pub mod problem;
 pub mod resources;
+pub mod root;
 pub mod share;
 pub mod spec;
 pub mod status;

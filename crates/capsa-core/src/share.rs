@@ -124,7 +124,10 @@ pub struct Share {
     /// The only name in the folder that the guest sees, a file's; `None` when it sees them all.
     #[serde(serialize_with = "file_name")]
     pub file: Option<OsString>,
-    /// Where the guest mounts it.
+    /// The only paths below the folder that the guest sees, relative to it, with what is below them;
+    /// `None` when it sees them all.
+    pub places: Option<Vec<PathBuf>>,
+    /// Where the guest mounts it; `/` for the root of a sandbox.
     pub guest_path: String,
     /// Whether the guest may write.
     pub mode: MountMode,
@@ -169,6 +172,7 @@ impl Share {
             tag,
             host_path,
             file: None,
+            places: None,
             guest_path,
             mode,
             mechanism,
@@ -181,6 +185,20 @@ impl Share {
     pub fn only(mut self, file: Option<OsString>) -> Self {
         self.file = file;
         self
+    }
+
+    /// The same share of some of the folder.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn places(mut self, places: Option<Vec<PathBuf>>) -> Self {
+        self.places = places;
+        self
+    }
+
+    /// Whether it is what the programs of a sandbox see as `/`.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.guest_path == "/"
     }
 
     /// The file system type and the options that mount this share in the guest.

@@ -13,6 +13,7 @@ use crate::capabilities::BootMethod;
 use crate::cmdline::KernelCmdline;
 use crate::disk::{DiskImage, ResolvedDisk};
 use crate::resources::{ConsoleMode, Isolation, NetworkMode, ResourceConfig, ResourceLimits};
+use crate::root::SandboxRoot;
 use crate::share::{Share, SharedDir};
 use crate::vsock::VsockConfig;
 
@@ -56,7 +57,7 @@ pub struct VmSpec {
     pub disks: Vec<ResolvedDisk>,
     /// vCPUs and memory.
     pub resources: ResourceConfig,
-    /// Shared folders.
+    /// Shared folders; the root of a sandbox before all others.
     pub shares: Vec<Share>,
     /// The network.
     pub network: NetworkMode,
@@ -77,6 +78,8 @@ pub struct VmOptions {
     pub disks: Vec<DiskImage>,
     /// Shared folders.
     pub shares: Vec<SharedDir>,
+    /// What the programs of a sandbox see as `/`.
+    pub root: SandboxRoot,
     /// The network.
     pub network: NetworkMode,
     /// Sockets between host and guest.

@@ -5,11 +5,13 @@
 //! the `capsa` crate.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use crate::backend::BackendInfo;
 use crate::capabilities::{BackendCapabilities, BootMethod};
 use crate::problem::ConfigProblem;
 use crate::resources::{Isolation, NetworkMode, ResourceLimits};
+use crate::root::{Changes, RootSource, SandboxRoot};
 use crate::share::{MAX_TAG_BYTES, ShareMechanism, SharedDir};
 use crate::spec::{BootRequest, VmOptions};
 use crate::vsock::VsockConfig;
@@ -142,7 +144,7 @@ pub fn validate(
             ));
         }
     }
-    let devices = disks().count() + options.shares.len();
+    let devices = disks().count() + options.shares.len() + options.root.devices();
     if devices > capabilities.max_devices {
         report(ConfigProblem::value(
             "disk",
@@ -153,6 +155,44 @@ pub fn validate(
         ));
     }
     problems.extend(share_problems(&options.shares, capabilities, info));
+    problems.extend(root_problems(&options.root, capabilities, info));
+    problems
+}
+
+/// Least and most bytes of the disk for a root's changes: below, the file system takes most of it for
+/// itself; above, its tables alone are gigabytes.
+const CHANGES_BYTES: RangeInclusive<u64> = 16 << 20..=16 << 40;
+
+fn root_problems(
+    root: &SandboxRoot,
+    capabilities: &BackendCapabilities,
+    info: &BackendInfo,
+) -> Vec<ConfigProblem> {
+    let mut problems = Vec::new();
+    let mut wrong = |message: &str| problems.push(ConfigProblem::value("root", message));
+    let on_disk = match root.changes {
+        Changes::Memory => None,
+        Changes::Disk { bytes } => Some(bytes),
+    };
+    if root.source == RootSource::Initramfs && on_disk.is_some() {
+        wrong("the initramfs is in the guest's memory, and so are its changes");
+    }
+    if on_disk.is_some_and(|bytes| !CHANGES_BYTES.contains(&bytes)) {
+        wrong("a disk for the root's changes has 16 MiB to 16 TiB");
+    }
+    if root.source != RootSource::Host && !root.exposed.is_empty() {
+        wrong("only the host's root is of chosen paths; other roots are whole");
+    }
+    if root.source != RootSource::Initramfs && !capabilities.virtio_fs {
+        let message = format!(
+            "the {} backend has no virtio-fs on this machine, which a root of the host's files takes",
+            info.kind
+        );
+        problems.push(
+            ConfigProblem::unsupported("root", message)
+                .hint("`capsa doctor` says what virtio-fs lacks"),
+        );
+    }
     problems
 }
 

@@ -8,12 +8,14 @@
 //! ```
 //!
 //! It gets two descriptors, the folder and a listening socket with this one connection in its queue, and
+//! a third where not all of the folder is shared: the list of what is. It
 //! ends when the machine closes the connection, or is killed with its [`FileServer`].
 
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,7 +25,7 @@ use std::time::Duration;
 use capsa_core::error::{HypervisorFailure, StartFailure};
 use capsa_core::escape::one_line;
 use capsa_core::share::{MountMode, Share, ShareKind, VirtioFsCache};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::thread::CapabilitySet;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -92,8 +94,8 @@ impl FileServer {
     /// There is no such program, it is of another version, the folder cannot be opened, or this
     /// machine does not let a program confine itself well enough.
     pub async fn start(share: &Share) -> Result<(Self, OwnedFd), StartFailure> {
-        let folder = share.host_path.clone();
-        let prepared = tokio::task::spawn_blocking(move || Prepared::new(&folder)).await;
+        let wanted = share.clone();
+        let prepared = tokio::task::spawn_blocking(move || Prepared::new(&wanted)).await;
         let prepared = prepared.map_err(|source| StartFailure::Host {
             action: "prepare a file server",
             source: source.into(),
@@ -101,6 +103,7 @@ impl FileServer {
         let Prepared {
             program,
             folder,
+            places,
             listener,
             connection,
         } = prepared;
@@ -124,16 +127,25 @@ impl FileServer {
                 } => "none",
                 _ => "auto",
             })
-            .args(&share.file)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(says);
         // What it takes to become the folder's owner, and to map root into a namespace.
-        let privileges = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETFCAP;
-        let inherited = [listener.as_fd(), folder.as_fd()];
+        let mut privileges = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETFCAP;
+        let mut inherited = vec![listener.as_fd(), folder.as_fd()];
+        if let Some(places) = &places {
+            command.arg("places").arg(places.as_raw_fd().to_string());
+            inherited.push(places.as_fd());
+            // To open places in folders of others', and to hold each by a mount of its own.
+            privileges |= CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_ADMIN;
+        } else if let Some(file) = &share.file {
+            command.arg("file").arg(file);
+        } else if share.is_root() {
+            command.arg("root");
+        }
         let spawned = ChildProcess::spawn(command, &inherited, privileges);
         let mut process = spawned.map_err(|source| StartFailure::Spawn { program, source })?;
-        drop((listener, folder));
+        drop((listener, folder, places));
 
         let said = pipe::Receiver::from_owned_fd(said.into());
         let said = said.map_err(host("watch a file server's output"))?;
@@ -177,32 +189,50 @@ impl FileServer {
 struct Prepared {
     program: PathBuf,
     folder: OwnedFd,
+    /// The list of places, if not all of the folder is shared.
+    places: Option<File>,
     listener: UnixListener,
     connection: OwnedFd,
 }
 
 impl Prepared {
     /// Blocks on the file system.
-    fn new(folder: &Path) -> Result<Self, StartFailure> {
+    fn new(share: &Share) -> Result<Self, StartFailure> {
         let host = |action| move |source| StartFailure::Host { action, source };
         let program = find().ok_or_else(|| {
             let source = io::Error::new(io::ErrorKind::NotFound, "see `capsa doctor`");
             host("find capsa-fsd, which serves shared folders")(source)
         })?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(CWD, folder, flags, Mode::empty());
+        let opened = openat(CWD, &share.host_path, flags, Mode::empty());
         let folder = opened.map_err(|error| StartFailure::File {
-            path: folder.to_owned(),
+            path: share.host_path.clone(),
             source: Box::new(error),
         })?;
+        let places = share.places.as_deref().map(list).transpose();
+        let places = places.map_err(host("write the list of what is shared"))?;
         let (listener, connection) = connect().map_err(host("connect to a file server"))?;
         Ok(Self {
             program,
             folder,
+            places,
             listener,
             connection,
         })
     }
+}
+
+/// The paths in a file without a name, each with a NUL after it: there may be more than fit on a command
+/// line, and nobody else is to read them.
+fn list(places: &[PathBuf]) -> io::Result<File> {
+    let mut list = Vec::new();
+    for place in places {
+        list.extend_from_slice(place.as_os_str().as_bytes());
+        list.push(0);
+    }
+    let mut file = File::from(memfd_create(c"places", MemfdFlags::CLOEXEC)?);
+    file.write_all(&list)?;
+    Ok(file)
 }
 
 /// A connection, and the listening socket in whose queue its other end is. The socket's name is in a
@@ -221,7 +251,7 @@ fn connect() -> io::Result<(UnixListener, OwnedFd)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::Read;
 
     #[test]
     fn a_connection_is_there_before_its_server() {

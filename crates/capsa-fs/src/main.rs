@@ -1,25 +1,34 @@
 //! `capsa-fsd`: the process that serves one share. Started by Capsa, not by people:
 //!
 //! ```text
-//! capsa-fsd VERSION LISTENER FOLDER ro|rw auto|always|none [FILE]
+//! capsa-fsd VERSION LISTENER FOLDER ro|rw auto|always|none [file NAME | root | places LIST]
 //! ```
 //!
 //! `LISTENER` and `FOLDER` are inherited descriptors: a listening socket, from which one connection of
-//! a monitor is taken, and the folder. With `FILE`, only this name in it is shared. A line on standard
-//! output says that the process is confined, and by what; then it serves until the monitor is gone.
+//! a monitor is taken, and the folder. Of the folder is shared
+//!
+//! - nothing more said: all, with the rights of its owner, if root starts this program;
+//! - `file`: only what has this name in it;
+//! - `root`: all, but never with the rights of root;
+//! - `places`: what is on a list in an inherited descriptor (see [`Places::open`](
+//!   capsa_fs::folder::Places::open)), with the rights of nobody, if root starts this program.
+//!
+//! A line on standard output says that the process is confined, and by what; then it serves until the
+//! monitor is gone.
 #![expect(unsafe_code, reason = "inherited descriptors are numbers")]
 
 use std::convert::Infallible;
 use std::env;
 use std::error::Error;
 use std::ffi::{CString, OsString};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
 use std::process::{ExitCode, abort, exit};
 
-use capsa_fs::confine::{self, Confined};
+use capsa_fs::confine::{self, Confined, Who};
 use capsa_fs::folder::SharedFolder;
 use capsa_fs::queues::Queues;
 use capsa_fs::settings::{Cache, Settings};
@@ -44,23 +53,30 @@ fn main() -> ExitCode {
 
 fn run() -> Result<Infallible, Box<dyn Error>> {
     let order = Order::parse(env::args_os().skip(1).collect())?;
+    let (folder, writable) = (order.folder, order.writable);
+    let (confined, only) = match order.part {
+        Part::All => (confine::enter(folder, Who::Owner, writable), None),
+        Part::File(name) => (confine::enter(folder, Who::Owner, writable), Some(name)),
+        Part::Root => (confine::enter(folder, Who::OwnerButNotRoot, writable), None),
+        Part::Places(list) => (confine::enter_places(folder, &list), None),
+    };
     let Confined {
-        root,
+        shared,
         descriptors,
         max_descriptors,
         walls,
-    } = confine::enter(order.folder, order.writable)?;
+    } = confined?;
     let settings = Settings {
-        writable: order.writable,
+        writable,
         cache: order.cache,
-        only: order.only,
+        only,
         max_nodes: MAX_NODES,
         // An eighth is left for the queues, the guest's memory and the sockets.
         max_folders: max_descriptors / 8 * 4,
         max_recent: max_descriptors / 8,
         max_handles: max_descriptors / 8,
     };
-    let folder = SharedFolder::new(root, descriptors, settings)?;
+    let folder = SharedFolder::new(shared, descriptors, settings)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let queues = Queues::new(folder, memory.clone());
     let daemon = VhostUserDaemon::new("vhost-user".into(), queues.clone(), memory);
@@ -86,7 +102,15 @@ struct Order {
     folder: OwnedFd,
     writable: bool,
     cache: Cache,
-    only: Option<CString>,
+    part: Part,
+}
+
+/// What of the folder is shared, and as whom.
+enum Part {
+    All,
+    File(CString),
+    Root,
+    Places(Vec<u8>),
 }
 
 impl Order {
@@ -103,6 +127,17 @@ impl Order {
         let mut word = |what: &str| args.next().ok_or(format!("there is no {what}"));
         let (listener, folder) = (word("listener")?, word("folder")?);
         let (access, cache) = (word("access")?, word("cache policy")?);
+        let part = match (args.next(), args.next()) {
+            (None, _) => Part::All,
+            (Some(word), None) if word == "root" => Part::Root,
+            (Some(word), Some(name)) if word == "file" => {
+                Part::File(CString::new(name.into_vec()).map_err(|error| error.to_string())?)
+            }
+            (Some(word), Some(list)) if word == "places" => {
+                Part::Places(content(descriptor(&list)?).map_err(|error| error.to_string())?)
+            }
+            (Some(word), _) => return Err(format!("{word:?} is no part of a folder")),
+        };
         Ok(Self {
             listener: descriptor(&listener)?.into(),
             folder: descriptor(&folder)?,
@@ -117,12 +152,18 @@ impl Order {
                 Some("none") => Cache::None,
                 _ => return Err(format!("{cache:?} is no cache policy")),
             },
-            only: args
-                .next()
-                .map(|name| CString::new(name.into_vec()).map_err(|error| error.to_string()))
-                .transpose()?,
+            part,
         })
     }
+}
+
+/// Reads a file from its beginning, wherever another process has read to.
+fn content(file: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut file = File::from(file);
+    let mut content = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Takes an inherited descriptor over.
@@ -136,7 +177,7 @@ fn descriptor(number: &OsString) -> Result<OwnedFd, String> {
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return Err(refused("not open"));
     }
-    // SAFETY: it is open, and was before this program began, so nothing else in it owns it. The two
-    // that are taken over have different numbers, as the one who starts this program holds both.
+    // SAFETY: it is open, and was before this program began, so nothing else in it owns it. Those that
+    // are taken over have different numbers, as the one who starts this program holds them all.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -13,7 +13,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 
-use capsa_fs::confine::{self, Confined};
+use capsa_fs::confine::{self, Confined, Who};
+use capsa_fs::folder::Shared;
 use libtest_mimic::{Arguments, Trial};
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, StatxFlags, Timestamps, chmodat, openat, renameat, statx, utimensat,
@@ -23,6 +24,12 @@ use seccompiler::apply_filter;
 use tempfile::TempDir;
 
 mod lacking;
+
+/// How the folder is shared. The last two give root's rights up.
+const ACCESS: [&str; 4] = ["ro", "rw", "root", "places"];
+
+/// The secret's mode.
+const SECRET: u32 = 0o666;
 
 /// What this program is when its first argument says so.
 const TAKEN_OVER: &str = "taken-over";
@@ -45,7 +52,7 @@ fn main() -> ExitCode {
             holds("namespaces", &format!("landlock, seccomp{looks}"))
         }),
         Trial::test("with_neither_nothing_is_served", || {
-            for access in ["ro", "rw"] {
+            for access in ACCESS {
                 let output = Host::new().attack(access, "namespaces landlock");
                 assert!(!output.status.success(), "{access}: {output:?}");
                 let said = String::from_utf8_lossy(&output.stderr);
@@ -66,7 +73,10 @@ impl Host {
         fs::create_dir(host.path("shared")).unwrap();
         for name in ["shared/file", "secret"] {
             fs::write(host.path(name), name).unwrap();
-            fs::set_permissions(host.path(name), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        // Whoever root becomes, only walls keep it from the secret.
+        for (name, mode) in [("", 0o777), ("shared/file", 0o644), ("secret", SECRET)] {
+            fs::set_permissions(host.path(name), PermissionsExt::from_mode(mode)).unwrap();
         }
         host
     }
@@ -87,13 +97,13 @@ impl Host {
     fn is_unharmed(&self) {
         assert_eq!(fs::read_to_string(self.path("secret")).unwrap(), "secret");
         let found = fs::metadata(self.path("secret")).unwrap();
-        assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+        assert_eq!(found.permissions().mode() & 0o7777, SECRET);
         assert_ne!(found.modified().unwrap(), std::time::UNIX_EPOCH);
     }
 }
 
 fn holds(lacking: &str, walls: &str) -> std::result::Result<(), libtest_mimic::Failed> {
-    for access in ["ro", "rw"] {
+    for access in ACCESS {
         let host = Host::new();
         let output = host.attack(access, lacking);
         let said = String::from_utf8_lossy(&output.stdout);
@@ -114,8 +124,14 @@ fn taken_over(arguments: &[String]) -> ExitCode {
     }
     let outer = Path::new(outer);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = openat(CWD, outer.join("shared"), flags, Mode::empty()).unwrap();
-    let confined = match confine::enter(folder, access == "rw") {
+    let open = |path: &Path| openat(CWD, path, flags, Mode::empty()).unwrap();
+    let shared = outer.join("shared");
+    let confined = match access.as_str() {
+        "places" => confine::enter_places(open(outer), b"shared\0shared/file\0"),
+        "root" => confine::enter(open(&shared), Who::OwnerButNotRoot, false),
+        access => confine::enter(open(&shared), Who::Owner, access == "rw"),
+    };
+    let confined = match confined {
         Ok(confined) => confined,
         Err(error) => {
             eprintln!("{error}");
@@ -124,12 +140,16 @@ fn taken_over(arguments: &[String]) -> ExitCode {
     };
     confine::close(confined.walls).unwrap();
     let Confined {
-        root,
+        shared,
         descriptors,
         walls,
         ..
     } = &confined;
     println!("{walls}");
+    let root = &match shared {
+        Shared::Folder(folder) => folder.as_fd(),
+        Shared::Places(places) => places.all()[0].0,
+    };
     // What serving takes is there.
     openat(root, "file", OFlags::RDONLY, Mode::empty()).unwrap();
 

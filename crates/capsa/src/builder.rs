@@ -9,6 +9,7 @@ use capsa_core::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_core::disk::DiskImage;
 use capsa_core::error::{Error, Result};
 use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
+use capsa_core::root::SandboxRoot;
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::spec::{BootRequest, VmOptions};
 use capsa_core::vsock::VsockConfig;
@@ -299,6 +300,12 @@ impl LinuxVmBuilder {
     pub async fn build(self) -> Result<VmHandle> {
         let (boot, rest) = self.rest();
         Self::resolve(BootRequest::Linux(boot), rest, None).await
+    }
+
+    /// What the programs of a sandbox see as `/`.
+    pub(crate) fn root(mut self, root: SandboxRoot) -> Self {
+        self.options.root = root;
+        self
     }
 
     /// Boots these files instead.

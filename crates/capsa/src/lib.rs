@@ -85,6 +85,7 @@ pub use capsa_core::problem::{ConfigProblem, ProblemKind};
 pub use capsa_core::resources::{
     ConsoleMode, GuestOs, Isolation, NetworkMode, ResourceConfig, ResourceLimits,
 };
+pub use capsa_core::root::{Changes, SandboxRoot};
 pub use capsa_core::share::{
     MountMode, Share, ShareKind, ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsCache,
     VirtioFsConfig,

@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::backend;
 use crate::inspect;
 use crate::inspect::share::HostShare;
+use crate::sandbox::root;
 
 /// A backend that works on this machine.
 struct Candidate {
@@ -40,6 +41,7 @@ pub(crate) fn resolve(
     let (candidate, mut problems) = choose(&boot, &options, choice)?;
     // Without a bound on their number, looking at each would take as long as a caller likes.
     let devices = boot.disk().iter().count() + options.disks.len() + options.shares.len();
+    let devices = devices + options.root.devices();
     if devices > candidate.capabilities.max_devices {
         return Err(Error::from_problems(problems));
     }
@@ -54,6 +56,10 @@ pub(crate) fn resolve(
     }
     writable_twice(&disks).into_iter().for_each(&mut found);
     let mut shares = Vec::new();
+    match root::inspect(&options.root) {
+        Ok(root) => shares.extend(root),
+        Err(refusals) => refusals.into_iter().for_each(&mut found),
+    }
     for (index, share) in options.shares.iter().enumerate() {
         let mechanism = mechanism(share, &candidate.capabilities);
         match inspect::share::inspect(share, mechanism) {

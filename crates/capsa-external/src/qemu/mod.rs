@@ -36,13 +36,13 @@ mod args;
 mod firmware;
 mod installed;
 mod machine;
-mod overlays;
 mod qmp;
 
 use self::installed::Installed;
 use self::machine::QemuMachine;
 use self::qmp::{Qmp, QmpError};
 use crate::child::ChildProcess;
+use crate::overlays;
 
 /// How long QEMU may take from exec to its first QMP message. It takes 60 ms on an idle machine;
 /// a hundred starting at once on two cores take seconds.

@@ -2,7 +2,7 @@
 //!
 //! In this order, from [`enter`] on:
 //!
-//! 1. *Identity*: started as root, the process becomes the owner of what is shared.
+//! 1. *Identity*: started as root, the process becomes the owner of what is shared, or nobody.
 //! 2. *Namespaces*: users, mounts, network, System V IPC, host name, control groups. The shared folder is
 //!    the root of the file system, mounted without devices, setuid bits and programs.
 //! 3. *Landlock*: the kernel lets it open nothing but what is below the folder, for reading, or also
@@ -16,6 +16,10 @@
 //! The machine may lack 2, in a container for instance, or 3, on an old kernel. A share is served with at
 //! least one of them, or not at all: without, a process that a guest takes over writes all that its user
 //! may write, however the guest may use the share.
+//!
+//! Places that are shared of a folder, and not all of it ([`enter_places`]), are opened before the rest,
+//! which root's own folders take: each is a mount of its own that nothing else can be reached from, the
+//! root of the file system is an empty folder, and landlock allows what is below the places.
 
 use std::fmt;
 use std::io;
@@ -23,6 +27,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use rustix::process::{Resource, Rlimit, fchdir, getrlimit, setrlimit, umask};
+
+use crate::folder::{Places, Shared};
 
 mod landlock;
 mod namespaces;
@@ -32,10 +38,19 @@ mod seccomp;
 /// Most descriptors: more than any guest's cache of names holds, and some 200 MB of the kernel's memory.
 const MAX_DESCRIPTORS: u64 = 1 << 20;
 
-/// A confined process's way to the folder.
+/// Whom root becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The owner of the folder, root included: what the guest makes there is the owner's.
+    Owner,
+    /// The owner of the folder; for a folder of root's, nobody.
+    OwnerButNotRoot,
+}
+
+/// A confined process's way to what it shares.
 pub struct Confined {
-    /// The shared folder (`O_PATH`).
-    pub root: OwnedFd,
+    /// What is shared.
+    pub shared: Shared,
     /// `/proc/self/fd`, which is not below the folder.
     pub descriptors: OwnedFd,
     /// How many descriptors the process may have.
@@ -98,41 +113,101 @@ fn refused<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Confin
 }
 
 /// Confines the process to the folder, but for the system calls. To be called before it has threads;
-/// a descriptor of anything else is not to be open then but those of the caller's own choice.
+/// a descriptor of anything else is not to be open then but those of the caller's own choice. Root
+/// becomes `who`.
 ///
 /// # Errors
 ///
 /// It cannot be confined to the folder.
-pub fn enter(folder: OwnedFd, writable: bool) -> Result<Confined, ConfineError> {
-    umask(Mode::empty());
-    let max_descriptors = raise_descriptors().map_err(refused("raise the limit of descriptors"))?;
-    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let descriptors = openat(CWD, c"/proc/self/fd", path_only, Mode::empty());
-    let descriptors = descriptors.map_err(refused("open /proc/self/fd"))?;
-    privileges::become_owner(&folder).map_err(refused("become the folder's owner"))?;
+pub fn enter(folder: OwnedFd, who: Who, writable: bool) -> Result<Confined, ConfineError> {
+    let (max_descriptors, descriptors) = prepare()?;
+    let owner = privileges::become_owner(&folder);
+    owner.map_err(refused("become the folder's owner"))?;
+    if who == Who::OwnerButNotRoot {
+        become_nobody()?;
+    }
     // The mounts of a new namespace are copies; the working folder moves along, a descriptor does not.
     fchdir(&folder).map_err(refused("enter the folder"))?;
     let isolated = namespaces::enter(writable);
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, c".", path_only, Mode::empty());
     let root = root.map_err(refused("open the folder"))?;
     check_same(&folder, &root)?;
     drop(folder);
     let landlock = landlock::restrict(&root, writable);
     privileges::drop_all().map_err(refused("drop the capabilities"))?;
+    let (walls, descriptors) = walls(isolated, landlock, descriptors)?;
+    Ok(Confined {
+        shared: Shared::Folder(root),
+        descriptors,
+        max_descriptors,
+        walls,
+    })
+}
+
+/// Confines the process to places below the folder, as [`enter`] does to a folder; see
+/// [`Places::open`] for the list. Root opens them and becomes nobody.
+///
+/// # Errors
+///
+/// It cannot be confined well enough: only some of a folder was to be shared.
+pub fn enter_places(folder: OwnedFd, list: &[u8]) -> Result<Confined, ConfineError> {
+    let (max_descriptors, descriptors) = prepare()?;
+    fchdir(&folder).map_err(refused("enter the folder"))?;
+    drop(folder);
+    let left = namespaces::leave();
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = openat(CWD, c".", path_only, Mode::empty());
+    let top = top.map_err(refused("open the folder"))?;
+    let places = Places::open(&top, list, |folder| match &left {
+        Ok(_) => namespaces::hold(&folder),
+        Err(_) => Ok(folder),
+    });
+    let places = places.map_err(refused("open what is shared"))?;
+    drop(top);
+    let isolated = left.and_then(|own| namespaces::see_nothing().map(|()| own));
+    become_nobody()?;
+    let landlock = landlock::restrict_to_places(&places);
+    privileges::drop_all().map_err(refused("drop the capabilities"))?;
+    let (walls, descriptors) = walls(isolated, landlock, descriptors)?;
+    Ok(Confined {
+        shared: Shared::Places(places),
+        descriptors,
+        max_descriptors,
+        walls,
+    })
+}
+
+/// What holds the process, if that is enough, and the better of its ways to its descriptors.
+fn walls(
+    isolated: io::Result<OwnedFd>,
+    landlock: bool,
+    descriptors: OwnedFd,
+) -> Result<(Walls, OwnedFd), ConfineError> {
     let (namespaces, descriptors) = match isolated {
         Ok(own) => (true, own),
         Err(namespaces) if !landlock => return Err(ConfineError::Open { namespaces }),
         Err(_) => (false, descriptors),
     };
-    Ok(Confined {
-        root,
-        descriptors,
-        max_descriptors,
-        walls: Walls {
-            namespaces,
-            landlock,
-        },
-    })
+    let walls = Walls {
+        namespaces,
+        landlock,
+    };
+    Ok((walls, descriptors))
+}
+
+fn become_nobody() -> Result<(), ConfineError> {
+    privileges::become_nobody().map_err(refused("become a user without privilege"))
+}
+
+/// Takes what the process needs of the world that it leaves.
+fn prepare() -> Result<(usize, OwnedFd), ConfineError> {
+    umask(Mode::empty());
+    let max_descriptors = raise_descriptors().map_err(refused("raise the limit of descriptors"))?;
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let descriptors = openat(CWD, c"/proc/self/fd", path_only, Mode::empty());
+    let descriptors = descriptors.map_err(refused("open /proc/self/fd"))?;
+    Ok((max_descriptors, descriptors))
 }
 
 /// Takes the system calls away that serving does not take, from every thread of a process that these

@@ -12,6 +12,10 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
+/// The user and the group that Linux shows for those that it cannot name, and distributions keep free of
+/// files (`nobody`, `nogroup`).
+const NOBODY: u32 = 65534;
+
 /// Root becomes the owner of the folder: what the guest makes there is the owner's, and what the owner
 /// may not read the guest may not.
 pub(super) fn become_owner(folder: impl AsFd) -> io::Result<()> {
@@ -19,7 +23,18 @@ pub(super) fn become_owner(folder: impl AsFd) -> io::Result<()> {
         return Ok(());
     }
     let found = statat(folder, c"", AtFlags::EMPTY_PATH)?;
-    let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
+    become_user(Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid))
+}
+
+/// Root becomes a user to whom no file belongs.
+pub(super) fn become_nobody() -> io::Result<()> {
+    match geteuid().is_root() {
+        true => become_user(Uid::from_raw(NOBODY), Gid::from_raw(NOBODY)),
+        false => Ok(()),
+    }
+}
+
+fn become_user(uid: Uid, gid: Gid) -> io::Result<()> {
     // The process has one thread, so these calls of a thread are the process's.
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;

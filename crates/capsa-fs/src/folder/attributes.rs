@@ -22,6 +22,17 @@ pub(super) struct Identity {
     made: (i64, u32),
 }
 
+impl Identity {
+    /// That of a made up folder: no file system is on the device 0.
+    pub(super) fn made_up(number: u64) -> Self {
+        Self {
+            device: (0, 0),
+            inode: number,
+            made: (0, 0),
+        }
+    }
+}
+
 /// What a share consists of. Devices, FIFOs and sockets are not served: in a guest they would be the
 /// guest's own, and on the host nothing may wait for their other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

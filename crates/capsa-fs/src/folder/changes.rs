@@ -49,7 +49,7 @@ impl SharedFolder {
         let (entry, file) = match rustix::fs::openat2(&*folder, name, new, mode, name::RESOLVE) {
             Ok(file) => {
                 let named = self.name_of(&file)?;
-                (self.introduce(named, (parent, name))?, file)
+                (self.introduce(Arc::new(named), (parent, name))?, file)
             }
             Err(Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {
                 let entry = self.find(parent, name)?;

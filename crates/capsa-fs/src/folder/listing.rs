@@ -14,6 +14,7 @@ use rustix::io::{Errno, Result};
 
 use super::attributes::{Kind, of_entry};
 use super::nodes::Node;
+use super::places::MadeUp;
 use super::{SharedFolder, lock};
 
 /// Bytes of entries that are read from the host at a time: FUSE asks for a page's worth or a few.
@@ -31,6 +32,9 @@ impl SharedFolder {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
+        if let Some(folder) = node.made_up() {
+            return walk_made_up(folder, offset, &mut |(_, entry)| add(entry));
+        }
         let folder = self.named(node)?;
         self.walk(node, handle, offset, &mut |(name, mut entry)| {
             if is_dots(name.to_bytes()) {
@@ -56,7 +60,7 @@ impl SharedFolder {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.walk(node, handle, offset, &mut |(name, mut entry)| {
+        let mut visit = |(name, mut entry): Listed<'_>| {
             if is_dots(name.to_bytes()) {
                 return add(entry, Entry::default());
             }
@@ -75,7 +79,11 @@ impl SharedFolder {
                 lock(&self.nodes).forget(found.inode, 1);
             }
             added
-        })
+        };
+        match node.made_up() {
+            Some(folder) => walk_made_up(folder, offset, &mut visit),
+            None => self.walk(node, handle, offset, &mut visit),
+        }
     }
 
     fn walk(
@@ -115,6 +123,39 @@ impl SharedFolder {
     }
 }
 
+/// Visits the entries of a made up folder. The offset of an entry is its place in the list, from 1.
+fn walk_made_up(
+    folder: &MadeUp,
+    offset: u64,
+    visit: &mut dyn FnMut(Listed<'_>) -> io::Result<usize>,
+) -> io::Result<()> {
+    let own = folder.attributes();
+    let dots = [c".", c".."].map(|name| (name, Ok((own.kind, own.shown.st_ino))));
+    let entries = folder.entries().map(|(name, entry)| {
+        let found = entry.attributes();
+        (name, found.map(|found| (found.kind, found.shown.st_ino)))
+    });
+    let all = (1..).zip(dots.into_iter().chain(entries));
+    let mut any = false;
+    for (offset, (name, found)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+        let Ok((kind, ino)) = found else { continue };
+        let shown = DirEntry {
+            ino,
+            offset,
+            type_: type_number(kind),
+            name: name.to_bytes(),
+        };
+        match visit((name, shown)) {
+            Ok(0) => break,
+            Ok(_) => any = true,
+            // Those before are in the reply already, and remembered.
+            Err(_) if any => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// What a visit returns that added nothing and wants the next entry.
 const SKIPPED: usize = usize::MAX;
 
@@ -130,6 +171,14 @@ fn type_number(kind: Kind) -> u32 {
     };
     // A directory entry's type is the upper part of a mode's (IFTODT).
     file_type.as_raw_mode() >> 12
+}
+
+/// What `statvfs` says about a folder on no file system: names have the usual length.
+pub(super) fn no_file_system() -> statvfs64 {
+    // SAFETY: all zeroes is a statvfs64, a struct of numbers.
+    let mut none: statvfs64 = unsafe { MaybeUninit::zeroed().assume_init() };
+    (none.f_bsize, none.f_frsize, none.f_namemax) = (4096, 4096, 255);
+    none
 }
 
 /// What `statvfs` says about the file system of an open file.

@@ -13,6 +13,7 @@
 //! xattrs       extended attributes, those of users
 //! nodes        what the guest remembers       handles      what it has open
 //! attributes   what the guest sees            name         what it may say
+//! places       parts of a folder, instead of all of it
 //! ```
 
 use std::ffi::CStr;
@@ -31,6 +32,8 @@ use rustix::path::DecInt;
 use self::attributes::{Attributes, Kind};
 use self::handles::{Handle, Handles};
 use self::nodes::{Node, Nodes};
+use self::places as parts;
+pub use self::places::Places;
 use crate::settings::{Cache, Settings};
 
 mod attributes;
@@ -39,6 +42,7 @@ mod handles;
 mod listing;
 mod name;
 mod nodes;
+mod places;
 mod requests;
 mod xattrs;
 
@@ -48,6 +52,15 @@ const OPEN_FLAGS: OFlags = OFlags::ACCMODE
     .union(OFlags::TRUNC)
     .union(OFlags::SYNC)
     .union(OFlags::DSYNC);
+
+/// What is served.
+#[derive(Debug)]
+pub enum Shared {
+    /// A folder (`O_PATH` will do), with all that is below it.
+    Folder(OwnedFd),
+    /// Some of what is below a folder.
+    Places(Places),
+}
 
 /// A folder that is served to one guest.
 pub struct SharedFolder {
@@ -63,19 +76,15 @@ fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SharedFolder {
-    /// The folder that `root` is a descriptor of (`O_PATH` will do). `descriptors` is one of
-    /// `/proc/self/fd`, opened by this process.
+    /// What is served as `root`. `descriptors` is a descriptor of `/proc/self/fd`, opened by this
+    /// process.
     ///
     /// # Errors
     ///
     /// `root` is not a folder.
-    pub fn new(root: OwnedFd, descriptors: OwnedFd, settings: Settings) -> io::Result<Self> {
-        let attributes = Attributes::of(&root)?;
-        if attributes.kind != Kind::Folder {
-            return Err(Errno::NOTDIR.into());
-        }
+    pub fn new(root: Shared, descriptors: OwnedFd, settings: Settings) -> io::Result<Self> {
         Ok(Self {
-            nodes: Mutex::new(Nodes::new(root, &attributes, &settings)),
+            nodes: Mutex::new(Nodes::new(root, &settings)?),
             handles: Mutex::new(Handles::new(settings.max_handles)),
             descriptors,
             settings,
@@ -111,24 +120,42 @@ impl SharedFolder {
         if self.hides(name) {
             return Err(Errno::NOENT);
         }
-        let fd = name::open(&*self.named(parent)?, name)?;
-        self.introduce(fd, (parent, name))
+        match parent
+            .made_up()
+            .map(|folder| folder.entry(name))
+            .transpose()?
+        {
+            Some(parts::Entry::MadeUp(folder)) => {
+                let inode = lock(&self.nodes).remember_made_up(folder)?;
+                Ok(self.entry(inode, &folder.attributes()))
+            }
+            Some(parts::Entry::Place(_, fd)) => self.introduce(Arc::clone(fd), (parent, name)),
+            None => {
+                let fd = name::open(&*self.named(parent)?, name)?;
+                self.introduce(Arc::new(fd), (parent, name))
+            }
+        }
     }
 
     /// Tells the guest of the file at a place.
-    fn introduce(&self, fd: OwnedFd, place: (&Arc<Node>, &CStr)) -> Result<Entry> {
-        let attributes = Attributes::of(&fd)?;
+    fn introduce(&self, fd: Arc<OwnedFd>, place: (&Arc<Node>, &CStr)) -> Result<Entry> {
+        let attributes = Attributes::of(&*fd)?;
         if self.settings.only.is_some() && attributes.kind != Kind::File {
             return Err(Errno::NOENT);
         }
+        let inode = lock(&self.nodes).remember(fd, &attributes, place)?;
+        Ok(self.entry(inode, &attributes))
+    }
+
+    fn entry(&self, inode: u64, attributes: &Attributes) -> Entry {
         let timeout = self.timeout();
-        Ok(Entry {
-            inode: lock(&self.nodes).remember(fd, &attributes, place)?,
+        Entry {
+            inode,
             attr: attributes.shown,
             attr_timeout: timeout,
             entry_timeout: timeout,
             ..Entry::default()
-        })
+        }
     }
 
     fn timeout(&self) -> Duration {
@@ -187,9 +214,16 @@ impl SharedFolder {
     fn attributes(&self, node: u64, handle: Option<u64>) -> Result<(stat64, Duration)> {
         let found = match handle {
             Some(handle) => Attributes::of(&*self.handle(handle, node)?.file())?,
-            None => Attributes::of(&*self.named(&*self.node(node)?)?)?,
+            None => self.attributes_of(&*self.node(node)?)?,
         };
         Ok((found.shown, self.timeout()))
+    }
+
+    fn attributes_of(&self, node: &Node) -> Result<Attributes> {
+        match node.made_up() {
+            Some(folder) => Ok(folder.attributes()),
+            None => Attributes::of(&*self.named(node)?),
+        }
     }
 
     fn begin_anew(&self) {

@@ -17,7 +17,8 @@ use lru::LruCache;
 use rustix::io::{Errno, Result};
 
 use super::attributes::{Attributes, Identity, Kind};
-use super::{lock, name};
+use super::places::{MadeUp, Places};
+use super::{Shared, lock, name};
 use crate::settings::Settings;
 
 /// A file, folder or symbolic link.
@@ -36,6 +37,8 @@ enum Way {
     /// A folder, by the descriptor that holds it. Counted as long as anything needs it: the guest, or a
     /// file in it that the guest remembers.
     Held { fd: Arc<OwnedFd>, _counted: Counted },
+    /// A folder that is not the host's.
+    MadeUp(Arc<MadeUp>),
     /// Anything else.
     Named(Mutex<Named>),
 }
@@ -65,6 +68,16 @@ impl Named {
     }
 }
 
+impl Node {
+    /// The folder that this is, if it is made up.
+    pub(super) fn made_up(&self) -> Option<&Arc<MadeUp>> {
+        match &self.way {
+            Way::MadeUp(folder) => Some(folder),
+            _ => None,
+        }
+    }
+}
+
 struct Remembered {
     node: Arc<Node>,
     /// How many times the guest was told of it and has not forgotten it.
@@ -86,8 +99,12 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// A table with `root` in it.
-    pub(super) fn new(root: OwnedFd, attributes: &Attributes, settings: &Settings) -> Self {
+    /// A table with the root in it.
+    ///
+    /// # Errors
+    ///
+    /// It is not a folder.
+    pub(super) fn new(root: Shared, settings: &Settings) -> Result<Self> {
         let recent = NonZeroUsize::new(settings.max_recent).unwrap_or(NonZeroUsize::MIN);
         let mut nodes = Self {
             by_identity: HashMap::new(),
@@ -99,9 +116,15 @@ impl Nodes {
             max_nodes: settings.max_nodes.saturating_add(1),
             max_folders: settings.max_folders.saturating_add(1),
         };
-        let way = nodes.hold(Arc::new(root));
-        nodes.insert(attributes, way);
-        nodes
+        let (attributes, way) = match root {
+            Shared::Folder(fd) => (Attributes::of(&fd)?, nodes.hold(Arc::new(fd))),
+            Shared::Places(Places(top)) => (top.attributes(), Way::MadeUp(top)),
+        };
+        if attributes.kind != Kind::Folder {
+            return Err(Errno::NOTDIR);
+        }
+        nodes.insert(&attributes, way);
+        Ok(nodes)
     }
 
     /// The node with this id.
@@ -122,6 +145,8 @@ impl Nodes {
     pub(super) fn descriptor(&mut self, node: &Node) -> Result<Arc<OwnedFd>> {
         let mut named = match &node.way {
             Way::Held { fd, .. } => return Ok(Arc::clone(fd)),
+            // What is asked of one is answered without, or not at all.
+            Way::MadeUp(_) => return Err(Errno::OPNOTSUPP),
             Way::Named(named) => lock(named),
         };
         let fd = match named.fd.upgrade() {
@@ -142,7 +167,7 @@ impl Nodes {
     /// The guest remembers as many as it may.
     pub(super) fn remember(
         &mut self,
-        fd: OwnedFd,
+        fd: Arc<OwnedFd>,
         attributes: &Attributes,
         (folder, name): (&Arc<Node>, &CStr),
     ) -> Result<u64> {
@@ -154,34 +179,54 @@ impl Nodes {
                 let mut named = lock(named);
                 named.folder = Arc::clone(folder);
                 named.name = name.to_owned();
-                let fd = named.fd.upgrade().unwrap_or_else(|| Arc::new(fd));
+                let fd = named.fd.upgrade().unwrap_or(fd);
                 named.fd = Arc::downgrade(&fd);
                 self.recent.put(*id, fd);
             }
             return Ok(*id);
         }
-        let is_folder = attributes.kind == Kind::Folder;
-        // One of the count is not a clone.
-        let folders = Arc::strong_count(&self.folders) - 1;
-        if self.by_id.len() >= self.max_nodes || is_folder && folders >= self.max_folders {
-            return Err(Errno::NFILE);
-        }
-        let fd = Arc::new(fd);
-        let id = self.next_id;
-        let way = match is_folder {
-            true => self.hold(fd),
-            false => {
+        self.check_room()?;
+        let way = match attributes.kind {
+            // One of the count is not a clone.
+            Kind::Folder if Arc::strong_count(&self.folders) > self.max_folders => {
+                return Err(Errno::NFILE);
+            }
+            Kind::Folder => self.hold(fd),
+            Kind::File | Kind::Link => {
                 let named = Named {
                     folder: Arc::clone(folder),
                     name: name.to_owned(),
                     fd: Arc::downgrade(&fd),
                 };
-                self.recent.put(id, fd);
+                self.recent.put(self.next_id, fd);
                 Way::Named(Mutex::new(named))
             }
         };
-        self.insert(attributes, way);
-        Ok(id)
+        Ok(self.insert(attributes, way))
+    }
+
+    /// As [`remember`](Self::remember), of a folder that is made up.
+    ///
+    /// # Errors
+    ///
+    /// The guest remembers as many as it may.
+    pub(super) fn remember_made_up(&mut self, folder: &Arc<MadeUp>) -> Result<u64> {
+        let attributes = folder.attributes();
+        if let Some(id) = self.by_identity.get(&attributes.identity)
+            && let Some(known) = self.by_id.get_mut(id)
+        {
+            known.lookups = known.lookups.saturating_add(1);
+            return Ok(*id);
+        }
+        self.check_room()?;
+        Ok(self.insert(&attributes, Way::MadeUp(Arc::clone(folder))))
+    }
+
+    fn check_room(&self) -> Result<()> {
+        match self.by_id.len() < self.max_nodes {
+            true => Ok(()),
+            false => Err(Errno::NFILE),
+        }
     }
 
     fn hold(&self, fd: Arc<OwnedFd>) -> Way {
@@ -189,7 +234,7 @@ impl Nodes {
         Way::Held { fd, _counted }
     }
 
-    fn insert(&mut self, attributes: &Attributes, way: Way) {
+    fn insert(&mut self, attributes: &Attributes, way: Way) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         let node = Arc::new(Node {
@@ -200,6 +245,7 @@ impl Nodes {
         });
         self.by_identity.insert(attributes.identity, id);
         self.by_id.insert(id, Remembered { node, lookups: 1 });
+        id
     }
 
     /// A file, if the guest remembers it, has this name now.

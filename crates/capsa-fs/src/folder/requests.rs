@@ -253,7 +253,11 @@ impl FileSystem for SharedFolder {
     }
 
     fn statfs(&self, _: &Context, node: u64) -> io::Result<statvfs64> {
-        Ok(listing::file_system(&*self.named(&*self.node(node)?)?)?)
+        let node = self.node(node)?;
+        match node.made_up() {
+            Some(_) => Ok(listing::no_file_system()),
+            None => Ok(listing::file_system(&*self.named(&node)?)?),
+        }
     }
 
     fn setxattr(
@@ -292,6 +296,10 @@ impl FileSystem for SharedFolder {
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let node = self.node(node)?;
+        if node.made_up().is_some() {
+            // It is listed without being open.
+            return Ok((None, self.caching(Kind::Folder)));
+        }
         let folder = self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
         Ok((Some(self.keep(&node, folder)?), self.caching(Kind::Folder)))
     }
@@ -325,6 +333,10 @@ impl FileSystem for SharedFolder {
     }
 
     fn releasedir(&self, _: &Context, node: u64, _flags: u32, handle: u64) -> io::Result<()> {
-        Ok(lock(&self.handles).close(handle, node)?)
+        match handle {
+            // Of a made up folder, which was not opened.
+            0 => Ok(()),
+            _ => Ok(lock(&self.handles).close(handle, node)?),
+        }
     }
 }

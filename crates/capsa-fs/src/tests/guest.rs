@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap,
 };
 
-use crate::folder::SharedFolder;
+use crate::folder::{Shared, SharedFolder};
 use crate::queues::Queues;
 use crate::settings::{Cache, Settings};
 
@@ -77,7 +78,11 @@ impl Guest {
         };
         let root = open(shared);
         let descriptors = open(Path::new("/proc/self/fd"));
-        let folder = SharedFolder::new(root, descriptors, settings).unwrap();
+        Self::served(Shared::Folder(root), outer, descriptors, settings)
+    }
+
+    fn served(shared: Shared, outer: TempDir, descriptors: OwnedFd, settings: Settings) -> Self {
+        let folder = SharedFolder::new(shared, descriptors, settings).unwrap();
         let ranges = [(GuestAddress(0), MEMORY)];
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
         Self {

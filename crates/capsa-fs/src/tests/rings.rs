@@ -14,7 +14,7 @@ use vm_memory::{
 use vmm_sys_util::epoll::EventSet;
 
 use super::guest::settings;
-use crate::folder::SharedFolder;
+use crate::folder::{Shared, SharedFolder};
 use crate::queues::Queues;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -45,7 +45,12 @@ impl Device {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(CWD, path, flags, Mode::empty()).unwrap()
         };
-        let folder = SharedFolder::new(open("/usr"), open("/proc/self/fd"), settings()).unwrap();
+        let folder = SharedFolder::new(
+            Shared::Folder(open("/usr")),
+            open("/proc/self/fd"),
+            settings(),
+        )
+        .unwrap();
         let ranges = [(GuestAddress(0), usize::try_from(MEMORY).unwrap())];
         let memory = Memory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
         let vring = VringMutex::new(memory.clone(), SIZE).unwrap();

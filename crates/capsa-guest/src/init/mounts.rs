@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use capsa_agent_proto::config::{Mechanism, Root, Share, Upper};
@@ -104,7 +105,26 @@ pub(super) fn root(root: &Root, modules: &mut Modules) -> Result<(), Trouble> {
             .and_then(|()| Ok(mount_move(Path::new("/").join(path), &to)?))
             .attempt(format_args!("move /{path} to the root"))?;
     }
+    let missing = complete(Path::new(NEW_ROOT));
+    missing.attempt("make what every root has")?;
     enter(NEW_ROOT).attempt("enter the root")
+}
+
+/// Makes what programs expect of any root and a part of a host's may lack. What is there stays.
+fn complete(root: &Path) -> io::Result<()> {
+    for (path, mode) in [("root", 0o700), ("var/tmp", 0o1777)] {
+        let path = root.join(path);
+        if !path.is_dir() {
+            fs::create_dir_all(&path)?;
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode))?;
+        }
+    }
+    let hosts = root.join("etc/hosts");
+    if !hosts.exists() {
+        make_folder(&root.join("etc"))?;
+        fs::write(hosts, "127.0.0.1 localhost\n::1 localhost\n")?;
+    }
+    Ok(())
 }
 
 fn mount_changes(upper: &Upper, modules: &mut Modules) -> Result<(), Trouble> {
@@ -130,9 +150,17 @@ fn mount_changes(upper: &Upper, modules: &mut Modules) -> Result<(), Trouble> {
                 let loaded = modules.load(module);
                 loaded.attempt(format_args!("load the module {module}"))?;
             }
-            mount(&**device, changes, &**file_system, MountFlags::NODEV, None)
-                .map_err(io::Error::from)
-                .attempt(format_args!("mount the disk {device}"))?;
+            // Otherwise ext4 fills its tables with zeroes, and with them the file of the host's.
+            let options = (file_system == "ext4").then_some(c"noinit_itable");
+            mount(
+                &**device,
+                changes,
+                &**file_system,
+                MountFlags::NODEV,
+                options,
+            )
+            .map_err(io::Error::from)
+            .attempt(format_args!("mount the disk {device}"))?;
         }
     }
     for path in ["upper", "work"] {

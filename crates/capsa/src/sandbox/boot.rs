@@ -6,16 +6,18 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use capsa_agent_proto::config::{self, Channel, Config, Mechanism, Root};
+use capsa_agent_proto::config::{self, Channel, Config, Mechanism, Root, Upper};
 use capsa_agent_proto::preamble::Token;
 use capsa_core::backend::{AGENT_PORT_NAME, AGENT_VSOCK_PORT, Attachments, BackendKind};
 use capsa_core::error::{AgentFailure, Error, Result, StartFailure};
-use capsa_core::share::{MountMode, ShareKind};
+use capsa_core::root::Changes;
+use capsa_core::share::{MountMode, Share, ShareKind};
 use capsa_core::spec::{BootSpec, VmSpec};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::root::changes::{ChangesDisk, FILE_SYSTEM};
 use crate::kit::source::runs_alone;
 
 /// Where the program is in the guest.
@@ -31,6 +33,7 @@ const VARIABLE: &str = "CAPSA_GUEST";
 pub(crate) struct AgentBoot {
     program: PathBuf,
     hostname: String,
+    changes: Changes,
     token: Token,
     /// The machine's end of the channel.
     machine: UnixStream,
@@ -44,7 +47,7 @@ pub(super) struct HostEnd {
 
 impl AgentBoot {
     /// A channel, and what goes with it. Blocks for a look at some folders.
-    pub(super) fn new(hostname: String) -> Result<(Self, HostEnd)> {
+    pub(super) fn new(hostname: String, changes: Changes) -> Result<(Self, HostEnd)> {
         let host = |action| move |source| AgentFailure::Host { action, source };
         let program = find().ok_or(AgentFailure::NoProgram)?;
         let mut token = [0; 32];
@@ -56,19 +59,34 @@ impl AgentBoot {
         let boot = Self {
             program,
             hostname,
+            changes,
             token: token.clone(),
             machine,
         };
         Ok((boot, HostEnd { stream, token }))
     }
 
-    /// Adds the channel and the initial RAM disk to what a machine is started with. Blocks for as
-    /// long as it takes to copy the RAM disk in memory.
-    pub(crate) fn attach(&self, spec: &VmSpec, attachments: &mut Attachments) -> Result<()> {
-        let failed = |source| {
-            let action = "make the sandbox's initial RAM disk";
-            Error::start_failed(spec.backend.kind, StartFailure::Host { action, source })
+    /// Adds the channel, the initial RAM disk and the disk for the root's changes to what a machine is
+    /// started with. Keep what this returns until the machine has started. Blocks for as long as it takes
+    /// to copy the RAM disk in memory and to format the disk.
+    pub(crate) fn attach(
+        &self,
+        spec: &mut VmSpec,
+        attachments: &mut Attachments,
+    ) -> Result<Option<ChangesDisk>> {
+        let backend = spec.backend.kind;
+        let failing = |action| {
+            move |source| Error::start_failed(backend, StartFailure::Host { action, source })
         };
+        let failed = failing("make the sandbox's initial RAM disk");
+        let disk = match self.changes {
+            Changes::Disk { bytes } => Some(ChangesDisk::make(bytes)),
+            _ => None,
+        };
+        let disk = disk
+            .transpose()
+            .map_err(failing("make the disk for the root's changes"))?;
+        spec.disks.extend(disk.iter().map(|disk| disk.disk.clone()));
         let BootSpec::Linux {
             initrd: Some(initrd),
             ..
@@ -80,7 +98,7 @@ impl AgentBoot {
         let whole = config.and_then(|config| self.initrd(initrd, &config));
         attachments.initrd = Some(whole.map_err(failed)?);
         attachments.agent = Some(self.machine.try_clone().map_err(failed)?);
-        Ok(())
+        Ok(disk)
     }
 
     fn config(&self, spec: &VmSpec) -> Config {
@@ -88,12 +106,20 @@ impl AgentBoot {
             BackendKind::Kvm => Channel::Vsock(AGENT_VSOCK_PORT),
             _ => Channel::SerialPort(AGENT_PORT_NAME.into()),
         };
-        let shares = spec.shares.iter().map(|share| config::Share {
+        let mechanism = |share: &Share| match share.mechanism {
+            ShareKind::Virtio9p { msize } => Mechanism::Virtio9p { msize },
+            _ => Mechanism::VirtioFs,
+        };
+        let root = spec.shares.iter().find(|share| share.is_root());
+        let root = root.map_or(Root::Initramfs, |share| Root::Overlay {
             tag: share.tag.clone(),
-            mechanism: match share.mechanism {
-                ShareKind::Virtio9p { msize } => Mechanism::Virtio9p { msize },
-                _ => Mechanism::VirtioFs,
-            },
+            mechanism: mechanism(share),
+            upper: self.upper(spec),
+        });
+        let shares = spec.shares.iter().filter(|share| !share.is_root());
+        let shares = shares.map(|share| config::Share {
+            tag: share.tag.clone(),
+            mechanism: mechanism(share),
             guest_path: share.guest_path.clone(),
             read_only: share.mode != MountMode::ReadWrite,
             file: share
@@ -105,8 +131,20 @@ impl AgentBoot {
             token: self.token.clone(),
             channel,
             hostname: self.hostname.clone(),
-            root: Root::Initramfs,
+            root,
             shares: shares.collect(),
+        }
+    }
+
+    /// Where the guest finds the disk for its changes: it is the last one.
+    fn upper(&self, spec: &VmSpec) -> Upper {
+        let others = spec.disks.len().saturating_sub(1);
+        match (self.changes, ('a'..='z').nth(others)) {
+            (Changes::Disk { .. }, Some(letter)) => Upper::Disk {
+                device: format!("/dev/vd{letter}"),
+                file_system: FILE_SYSTEM.into(),
+            },
+            _ => Upper::Memory,
         }
     }
 

@@ -12,6 +12,7 @@ use capsa_core::disk::DiskImage;
 use capsa_core::error::{AgentFailure, Error, Result};
 use capsa_core::kit::KitFailure;
 use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
+use capsa_core::root::SandboxRoot;
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::vsock::VsockConfig;
 use tokio::sync::Mutex;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use super::boot::{self, AgentBoot};
 use super::exec::Surroundings;
 use super::link::AgentLink;
-use super::{Sandbox, User, main_process};
+use super::{Sandbox, User, main_process, root};
 use crate::builder::{LinuxVmBuilder, VmConfig};
 use crate::driver;
 use crate::kit::{self, Kit};
@@ -50,6 +51,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct SandboxBuilder {
     kit: Option<Kit>,
     options: LinuxVmBuilder,
+    root: SandboxRoot,
     hostname: String,
     ready_limit: Duration,
     surroundings: Surroundings,
@@ -62,6 +64,7 @@ impl SandboxBuilder {
             kit: None,
             // The files are named when the kit is known. To print what a kernel says takes time.
             options: LinuxBoot::new("").into_builder().cmdline_arg("quiet"),
+            root: SandboxRoot::initramfs(),
             hostname: "sandbox".into(),
             ready_limit: READY_LIMIT,
             surroundings: Surroundings::default(),
@@ -168,6 +171,30 @@ impl SandboxBuilder {
         self.with(|options| options.shares(shares))
     }
 
+    /// What programs see as `/`; the guest kit's small Linux by default. A path is a root too: `/` is
+    /// [`SandboxRoot::host`], another one [`SandboxRoot::folder`].
+    ///
+    /// With the host's root, programs have the caller's folders of programs in `PATH`, as far as they are
+    /// there, and the variables by which toolchains in the caller's home find themselves.
+    ///
+    /// ```no_run
+    /// # async fn example() -> capsa::Result<()> {
+    /// use capsa::{Capsa, MountMode, SandboxRoot};
+    ///
+    /// let sandbox = Capsa::sandbox()
+    ///     .root(SandboxRoot::host().expose("/srv/models"))
+    ///     .share(".", "/work", MountMode::ReadWrite)
+    ///     .start()
+    ///     .await?;
+    /// let built = sandbox.exec(["cargo", "build"]).cwd("/work").output().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn root(mut self, root: impl Into<SandboxRoot>) -> Self {
+        self.root = root.into();
+        self
+    }
+
     /// How the guest reaches a network; [`NetworkMode::None`] by default.
     pub fn network(self, mode: NetworkMode) -> Self {
         self.with(|options| options.network(mode))
@@ -271,17 +298,19 @@ impl SandboxBuilder {
         let Self {
             kit,
             options,
+            root,
             hostname,
             ready_limit,
-            surroundings,
+            mut surroundings,
             main,
         } = self;
+        let changes = root.changes;
         let looked = tokio::task::spawn_blocking(move || {
             let kit = match kit {
                 Some(kit) => kit,
                 None => kit::find()?.ok_or(KitFailure::Missing)?,
             };
-            Ok::<_, Error>((kit, AgentBoot::new(hostname)?))
+            Ok::<_, Error>((kit, AgentBoot::new(hostname, changes)?))
         });
         let (kit, (boot, host)) = looked.await.map_err(|source| Error::Io {
             action: "look for the guest kit".into(),
@@ -291,7 +320,8 @@ impl SandboxBuilder {
         let files = LinuxBoot::new(&kit.kernel).initrd(&kit.initramfs);
         let first_process = format!("rdinit={}", boot::FIRST_PROCESS);
         let options = options.boot(files).cmdline_arg(first_process);
-        let vm = options.build_sandbox(boot).await?;
+        let vm = options.root(root).build_sandbox(boot).await?;
+        surroundings.of_root(root::environment(vm.shares()));
         vm.start().await?;
         let up = async {
             let link = connect(host).await?;

@@ -10,6 +10,7 @@ use capsa_core::error::Result;
 
 use super::link::AgentLink;
 use super::process::{ExecOutput, ExecStatus, Process, TerminalSize, collect};
+use super::root::PATH;
 use super::user::User;
 
 /// How much of a stream [`Exec::output`] collects.
@@ -17,10 +18,7 @@ const OUTPUT_LIMIT: u64 = 64 << 20;
 
 /// What a program has in its environment if nothing else is said; nothing of the host's.
 const ENVIRONMENT: [(&str, &str); 4] = [
-    (
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ),
+    ("PATH", PATH),
     ("HOME", "/root"),
     ("LANG", "C.UTF-8"),
     ("TERM", "dumb"),
@@ -32,6 +30,8 @@ const TERMINAL: &str = "xterm";
 /// What a program gets if nothing else is said for it: the sandbox's own settings.
 #[derive(Debug, Clone)]
 pub(super) struct Surroundings {
+    /// What is not in `env`.
+    defaults: Vec<(OsString, OsString)>,
     env: Vec<(OsString, OsString)>,
     pub(super) cwd: OsString,
     pub(super) user: Option<User>,
@@ -39,9 +39,10 @@ pub(super) struct Surroundings {
 
 impl Default for Surroundings {
     fn default() -> Self {
-        let env = ENVIRONMENT.map(|(key, value)| (key.into(), value.into()));
+        let defaults = ENVIRONMENT.map(|(key, value)| (key.into(), value.into()));
         Self {
-            env: env.into(),
+            defaults: defaults.into(),
+            env: Vec::new(),
             cwd: "/".into(),
             user: None,
         }
@@ -50,19 +51,32 @@ impl Default for Surroundings {
 
 impl Surroundings {
     pub(super) fn set(&mut self, key: impl Into<OsString>, value: impl Into<OsString>) {
-        let (key, value) = (key.into(), value.into());
-        self.env.retain(|(known, _)| *known != key);
-        self.env.push((key, value));
+        replace(&mut self.env, (key.into(), value.into()));
+    }
+
+    fn clear(&mut self) {
+        self.defaults.clear();
+        self.env.clear();
+    }
+
+    /// What the root is makes a difference to what is right where nobody has said anything.
+    pub(super) fn of_root(&mut self, variables: Vec<(OsString, OsString)>) {
+        for variable in variables {
+            replace(&mut self.defaults, variable);
+        }
     }
 
     /// The request to run a program here, with this number and no streams.
     pub(super) fn request(self, id: u32, argv: Vec<OsString>) -> ExecRequest {
         let bytes = OsString::into_vec;
+        let mut env = self.defaults;
+        for variable in self.env {
+            replace(&mut env, variable);
+        }
         ExecRequest {
             id,
             argv: argv.into_iter().map(bytes).collect(),
-            env: self
-                .env
+            env: env
                 .into_iter()
                 .map(|(key, value)| (bytes(key), bytes(value)))
                 .collect(),
@@ -74,6 +88,11 @@ impl Surroundings {
             kill_rest: false,
         }
     }
+}
+
+fn replace(env: &mut Vec<(OsString, OsString)>, variable: (OsString, OsString)) {
+    env.retain(|(known, _)| *known != variable.0);
+    env.push(variable);
 }
 
 /// What a standard stream of a program is.
@@ -139,7 +158,7 @@ impl Exec {
     /// Removes all variables that were set so far, the sandbox's and the default ones too. Without a
     /// `PATH` the program is named by its path.
     pub fn env_clear(mut self) -> Self {
-        self.surroundings.env.clear();
+        self.surroundings.clear();
         self
     }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! builder ──────── boot          Capsa's own first process, and what it is told, in the RAM disk
+//!    ├──────────── root          what programs see as `/`, and what goes with that
 //!  start ───────── link          the channel to the agent: one multiplexer on the driver thread
 //!    └──────────── main_process  its status becomes the VM's exit code
 //! Sandbox::exec ── exec          a program that is to run
@@ -22,6 +23,7 @@ mod info;
 mod link;
 mod main_process;
 mod process;
+pub(crate) mod root;
 mod user;
 
 use std::ffi::OsString;

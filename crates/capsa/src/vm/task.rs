@@ -132,18 +132,23 @@ impl VmTask {
                 source: source.into(),
             })??;
             let (servers, mut attachments) = FileServers::start(spec).await?;
+            let mut spec = spec.clone();
+            let mut changes = None;
             if let Some(agent) = agent.clone() {
-                let spec = spec.clone();
                 let attached = spawn_blocking(move || {
-                    agent.attach(&spec, &mut attachments).map(|()| attachments)
+                    let changes = agent.attach(&mut spec, &mut attachments)?;
+                    Ok::<_, Error>((spec, attachments, changes))
                 });
-                attachments = attached.await.map_err(|source| Error::Io {
-                    action: "make the sandbox's initial RAM disk".into(),
+                let attached = attached.await.map_err(|source| Error::Io {
+                    action: "make what a sandbox starts with".into(),
                     path: None,
                     source: source.into(),
-                })??;
+                });
+                (spec, attachments, changes) = attached??;
             }
-            Ok((backend.start(spec, attachments).await?, servers))
+            let machine = backend.start(&spec, attachments).await?;
+            drop(changes);
+            Ok((machine, servers))
         };
         let backoff = ExponentialBuilder::default()
             .with_min_delay(retry.first_delay)

@@ -1,4 +1,4 @@
-//! The folder in which QEMU makes the throw-away overlays of one VM.
+//! The folder in which the throw-away overlays of one VM are made, by QEMU or for a sandbox's root.
 //!
 //! QEMU gives an overlay a name only for the moment between making and opening it; then it unlinks
 //! it. A QEMU that is killed in that moment leaves the name behind. So each start has a folder of
@@ -23,7 +23,11 @@ const SURELY_OVER: Duration = Duration::from_secs(60);
 
 /// Makes the folder where large temporary files belong, and removes what dead programs left there.
 /// Blocks on the file system.
-pub(super) fn folder() -> io::Result<TempDir> {
+///
+/// # Errors
+///
+/// There is no such place, or nothing can be made in it.
+pub fn folder() -> io::Result<TempDir> {
     let parent = match env::var_os("TMPDIR") {
         Some(folder) if !folder.is_empty() => std::path::absolute(folder)?,
         _ => PathBuf::from("/var/tmp"),
