@@ -25,9 +25,7 @@ use super::{Sandbox, User, main_process, root};
 use crate::builder::{LinuxVmBuilder, VmConfig};
 use crate::driver;
 use crate::kit::{self, Kit};
-use crate::vm::RetryPolicy;
-#[cfg(feature = "test-utils")]
-use crate::vm::VmHandle;
+use crate::vm::{RetryPolicy, VmHandle};
 
 /// How long a guest may take until its agent answers: it takes seconds under emulation, and much less
 /// without.
