@@ -7,6 +7,7 @@
 //! 1. The [`preamble`], of a layout that no version changes. The guest speaks first, so that the
 //!    host sends nothing before somebody listens.
 //! 2. yamux, a multiplexer. The host is its client and opens every stream, the guest its server.
+//!    Neither side pings the other ([`Quiet`]).
 //!
 //! On each stream the host first sends one [`Open`] that says what the stream is for, and the guest
 //! answers. Messages are length-prefixed ([`frame`]); what has no bound (standard streams, the
@@ -40,10 +41,12 @@ pub mod frame;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod preamble;
+mod quiet;
 mod request;
 #[cfg(any(test, feature = "fuzzing"))]
 mod script;
 
+pub use quiet::Quiet;
 pub use request::{Accepted, Failure, FailureKind, Info, Open};
 
 /// The lowest version of the messages that this crate speaks.

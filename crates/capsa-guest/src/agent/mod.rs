@@ -16,7 +16,7 @@ use capsa_agent_proto::copy::MAX_DEPTH;
 use capsa_agent_proto::frame::{Message, read_message, write_message};
 use capsa_agent_proto::preamble::{self, Token};
 use capsa_agent_proto::{
-    Accepted, Failure, FailureKind, GUEST_STREAMS, MAX_EXECS, MAX_FILE_REQUESTS, Open,
+    Accepted, Failure, FailureKind, GUEST_STREAMS, MAX_EXECS, MAX_FILE_REQUESTS, Open, Quiet,
 };
 use futures_util::io::{BufReader, BufWriter};
 use futures_util::{AsyncRead, AsyncWrite};
@@ -182,7 +182,7 @@ impl Agent {
         // In this order: each is checked against the other.
         config.set_max_connection_receive_window(Some(GUEST_STREAMS * WINDOW));
         config.set_max_num_streams(GUEST_STREAMS);
-        let mut connection = Connection::new(channel, config, Mode::Server);
+        let mut connection = Connection::new(Quiet::new(channel), config, Mode::Server);
         while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
             tokio::spawn(answer(self.clone(), stream?));
         }

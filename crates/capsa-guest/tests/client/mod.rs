@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExecRequest, ExitStatus, Streams};
 use capsa_agent_proto::frame::{Message, expect_message, write_message};
-use capsa_agent_proto::{Accepted, Failure, Open};
+use capsa_agent_proto::{Accepted, Failure, Open, Quiet};
 use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use yamux::{Config, Connection, Mode, Stream};
@@ -27,7 +27,7 @@ impl Host {
         let mut config = Config::default();
         config.set_max_connection_receive_window(None);
         config.set_max_num_streams(capsa_agent_proto::HOST_STREAMS);
-        let mut connection = Connection::new(channel, config, Mode::Client);
+        let mut connection = Connection::new(Quiet::new(channel), config, Mode::Client);
         let mut waiting = VecDeque::new();
         tokio::spawn(std::future::poll_fn(move |cx| {
             loop {

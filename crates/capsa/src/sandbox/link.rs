@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use capsa_agent_proto::frame::{FrameError, Message, expect_message, write_message};
 use capsa_agent_proto::preamble::{self, PreambleError};
-use capsa_agent_proto::{Failure, FailureKind, Open};
+use capsa_agent_proto::{Failure, FailureKind, Open, Quiet};
 use capsa_core::error::{AgentFailure, AgentRefusal};
 use capsa_core::escape::one_line;
 use tokio::net::UnixStream;
@@ -136,13 +136,13 @@ async fn drive(
     config.set_max_connection_receive_window(None);
     config.set_max_num_streams(KNOWN_STREAMS);
     config.set_max_connection_receive_window(Some(WINDOWS));
-    let mut connection = Connection::new(socket, config, Mode::Client);
+    let mut connection = Connection::new(Quiet::new(socket), config, Mode::Client);
     let mut waiting = VecDeque::new();
     poll_fn(|context| poll_drive(&mut connection, &mut wanted, &mut waiting, context)).await;
 }
 
 fn poll_drive(
-    connection: &mut Connection<Compat<UnixStream>>,
+    connection: &mut Connection<Quiet<Compat<UnixStream>>>,
     wanted: &mut mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
     waiting: &mut VecDeque<oneshot::Sender<Stream>>,
     context: &mut Context<'_>,
