@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use capsa_agent_proto::Failure;
 use capsa_agent_proto::exec::{ExecRequest, WindowSize};
+use futures_util::io::sink;
 use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -20,7 +21,7 @@ use crate::process::{self, Stdio};
 const BUFFER_BYTES: usize = 16 << 10;
 
 /// What a terminal takes for the end of its input: control-D, `VEOF`'s default.
-const END_OF_INPUT: &[u8] = &[4];
+const END_OF_INPUT: u8 = 4;
 
 /// The ends of the standard streams that the host holds.
 pub(super) struct HostStreams {
@@ -52,7 +53,7 @@ impl HostStreams {
             let stdio = Stdio {
                 stdin: self.stdin.map_or_else(process::null, |stream| {
                     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (w, r))?;
-                    tokio::spawn(carry_input(stream, Descriptor::new(ours)?, &[]));
+                    tokio::spawn(carry_input(stream, Descriptor::new(ours)?));
                     Ok(theirs)
                 })?,
                 stdout: self.stdout.map_or_else(process::null, output)?,
@@ -67,11 +68,9 @@ impl HostStreams {
         let ours = Descriptor::new(ours)?;
         resize(&ours, size)?;
         if let Some(stream) = self.stdin {
-            tokio::spawn(carry_input(stream, ours.clone(), END_OF_INPUT));
+            tokio::spawn(carry_typing(stream, ours.clone()));
         }
-        if let Some(stream) = self.stdout {
-            tokio::spawn(carry(ours.clone(), stream));
-        }
+        tokio::spawn(show(ours.clone(), self.stdout));
         let stdio = Stdio {
             stdin: process::duplicate(&theirs)?,
             stdout: process::duplicate(&theirs)?,
@@ -87,13 +86,37 @@ fn output(stream: Stream) -> io::Result<OwnedFd> {
     Ok(theirs)
 }
 
-/// Carries what the host sends, and then `end`.
-async fn carry_input(stream: Stream, mut descriptor: Descriptor, end: &'static [u8]) {
-    let all = carry_some(stream, &mut descriptor).await;
-    if all.is_ok() {
+/// Carries what the host sends, and then closes the pipe.
+async fn carry_input(stream: Stream, mut descriptor: Descriptor) {
+    // If the program reads no more, the stream is dropped, and the host told.
+    let _ = carry_some(stream, &mut descriptor).await;
+}
+
+/// Types what the host sends, and then the end of the input.
+async fn carry_typing(stream: Stream, mut terminal: Descriptor) {
+    if let Ok(last) = carry_some(stream, &mut terminal).await {
+        let times = match last {
+            None | Some(b'\n' | b'\r' | END_OF_INPUT) => 1,
+            // Within a line it only sends off what there is of the line.
+            Some(_) => 2,
+        };
         // A program that is gone needs no end of its input.
-        let _ = descriptor.write_all(end).await;
+        let _ = terminal.write_all(&[END_OF_INPUT; 2][..times]).await;
     }
+}
+
+/// Carries what a terminal shows, and then closes the stream.
+///
+/// Where nobody wants it, or not any more, it is read all the same: a terminal has no broken pipe that
+/// would end whoever writes to it, who would wait for ever.
+async fn show(terminal: Descriptor, stream: Option<Stream>) {
+    if let Some(mut stream) = stream
+        && carry_some(terminal.clone(), &mut stream).await.is_ok()
+    {
+        let _ = stream.close().await;
+        return;
+    }
+    let _ = carry_some(terminal, &mut sink()).await;
 }
 
 /// Carries what a program writes, and then closes the stream.
@@ -106,17 +129,21 @@ async fn carry(descriptor: Descriptor, mut stream: Stream) {
     }
 }
 
-/// Carries bytes until the reader ends, and holds no more than one buffer of them.
-async fn carry_some<R, W>(mut reader: R, writer: &mut W) -> io::Result<()>
+/// Carries bytes until the reader ends, and holds no more than one buffer of them. Returns the last.
+async fn carry_some<R, W>(mut reader: R, writer: &mut W) -> io::Result<Option<u8>>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut last = None;
     loop {
         match reader.read(&mut buffer).await? {
-            0 => return Ok(()),
-            length => writer.write_all(&buffer[..length]).await?,
+            0 => return Ok(last),
+            length => {
+                writer.write_all(&buffer[..length]).await?;
+                last = Some(buffer[length - 1]);
+            }
         }
     }
 }

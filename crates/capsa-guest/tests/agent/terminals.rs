@@ -99,3 +99,33 @@ async fn a_new_size_without_a_terminal_does_nothing() {
     exec.stdin.take();
     assert_eq!(exec.ended().await, ExitStatus::Exited(2));
 }
+
+#[tokio::test]
+async fn input_that_ends_within_a_line_ends() {
+    let host = agent();
+    for (input, output) in [(&b"abc"[..], "abc"), (b"abc\n", "abc\r\n"), (b"", "")] {
+        let cat = with_terminal(&host, "exec cat");
+        let ended = host.start(&cat).await.finish(input).await;
+        let text = String::from_utf8(ended.stdout).unwrap();
+        // After the echo.
+        assert!(text.ends_with(output), "{text:?}");
+        assert_eq!(ended.status, ExitStatus::Exited(0));
+    }
+}
+
+#[tokio::test]
+async fn a_terminal_that_nobody_looks_at_holds_nobody_up() {
+    let host = agent();
+    // More than a terminal holds.
+    let script = "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i + 1)); done";
+    let mut dropped = host.start(&with_terminal(&host, script)).await;
+    dropped.stdout = None;
+    dropped.started().await;
+    assert_eq!(dropped.ended().await, ExitStatus::Exited(0));
+
+    let mut unwanted = with_terminal(&host, script);
+    unwanted.streams.stdout = false;
+    let mut unwanted = host.start(&unwanted).await;
+    unwanted.started().await;
+    assert_eq!(unwanted.ended().await, ExitStatus::Exited(0));
+}
