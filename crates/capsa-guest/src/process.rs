@@ -15,7 +15,7 @@ use std::process::Command;
 
 use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
 use capsa_agent_proto::{Failure, FailureKind};
-use rustix::fs::{Mode, OFlags, fchown};
+use rustix::fs::{FileType, Mode, OFlags, fchown, fstat};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitStatus, chdir, ioctl_tiocsctty, kill_process_group,
@@ -137,9 +137,13 @@ impl Setup {
         // Fails only where the one who starts programs has less, which is not in a guest.
         let _ = setrlimit(Resource::Nofile, OPEN_FILES);
         if let Some(identity) = &self.identity {
-            if self.has_terminal {
-                // For programs that open it anew, by its name.
-                Step::User.check(fchown(stdio::stdin(), Some(identity.uid), None))?;
+            for stream in [stdio::stdin(), stdio::stdout(), stdio::stderr()] {
+                // For programs that open it anew, by its name or as /dev/stderr. What is neither a
+                // pipe nor a terminal is /dev/null, which is everybody's.
+                let kind = fstat(stream).map(|stat| FileType::from_raw_mode(stat.st_mode));
+                if self.has_terminal || kind == Ok(FileType::Fifo) {
+                    Step::User.check(fchown(stream, Some(identity.uid), None))?;
+                }
             }
             Step::User.check(set_thread_groups(&identity.groups))?;
             Step::User.check(set_thread_gid(identity.gid))?;
