@@ -57,14 +57,15 @@ pub const HIGHEST_VERSION: u16 = 1;
 /// The name of the virtio-serial port that is the channel where there is no vsock.
 pub const PORT_NAME: &str = "org.capsa.agent.0";
 
-/// How many programs the agent runs at once; it refuses more with [`FailureKind::Busy`].
+/// How many programs the agent runs at once, with the host's streams or after them; it refuses more with [`FailureKind::Busy`].
 pub const MAX_EXECS: usize = 1024;
 /// How many file requests the agent works on at once; it refuses more with [`FailureKind::Busy`].
 pub const MAX_FILE_REQUESTS: usize = 64;
 
 /// How many streams the host may have open at once. yamux ends the whole connection when a side
-/// exceeds the other's limit, so the host counts its streams and lets its callers wait.
-pub const HOST_STREAMS: usize = 4 * MAX_EXECS + 2 * MAX_FILE_REQUESTS;
+/// exceeds the other's limit, so the host counts its streams and lets its callers wait. A hostile guest
+/// fills all of their windows: 128 MiB.
+pub const HOST_STREAMS: usize = 512;
 /// How many streams the agent allows: more than the host has, as the agent may learn late that the
 /// host has dropped one.
 pub const GUEST_STREAMS: usize = 4 * HOST_STREAMS;

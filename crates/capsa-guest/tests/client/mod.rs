@@ -26,7 +26,7 @@ impl Host {
         let (streams, mut wanted) = mpsc::unbounded_channel::<oneshot::Sender<Stream>>();
         let mut config = Config::default();
         config.set_max_connection_receive_window(None);
-        config.set_max_num_streams(capsa_agent_proto::HOST_STREAMS);
+        config.set_max_num_streams(capsa_agent_proto::GUEST_STREAMS);
         let mut connection = Connection::new(Quiet::new(channel), config, Mode::Client);
         let mut waiting = VecDeque::new();
         tokio::spawn(std::future::poll_fn(move |cx| {
