@@ -8,7 +8,8 @@
 //! process that has it open closes it.
 //!
 //! A stream that the host drops does not end the program; its output then has nobody who reads it,
-//! as with any broken pipe. The host ends a program with [`ExecControl::Kill`].
+//! as with any broken pipe. What it writes to a terminal that nobody looks at is lost, and the program
+//! goes on. The host ends a program with [`ExecControl::Kill`].
 
 use std::str::FromStr;
 
@@ -32,7 +33,7 @@ pub struct ExecRequest {
     pub user: Option<User>,
     /// Gives it a terminal of this size: its standard streams are the terminal, stdin and stdout the
     /// host's ends of it. There is no stderr then. The end of stdin types the terminal's end-of-file
-    /// character.
+    /// character, and within a line once more, as it only ends the line there.
     pub terminal: Option<WindowSize>,
     /// The standard streams that the host opens.
     pub streams: Streams,
@@ -139,11 +140,12 @@ pub enum ExitStatus {
 /// What the host wants of a program that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecControl {
-    /// Sends a signal, by Linux's number, to its process group.
+    /// Sends a signal, by Linux's number, to its process group. Once it has ended, nothing happens.
     Signal(i32),
     /// Changes the size of its terminal. Without one, nothing happens.
     Resize(WindowSize),
-    /// Kills it and everything that it has started, whatever process group that is in by now.
+    /// Kills it and everything that it has started, whatever process group that is in by now. Once it
+    /// has ended, what it has left behind.
     Kill,
     /// The status of the main process has arrived and its output has been read: the guest powers off.
     /// For the main process, the end of this stream means the same: nobody waits for anything then.

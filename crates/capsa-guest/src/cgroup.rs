@@ -3,8 +3,9 @@
 //! A process can leave its process group and its session, but not its control group.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,6 +22,8 @@ const MAX_ROUNDS: usize = 100;
 /// All groups of this guest.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
+    /// How many have been made.
+    made: AtomicU64,
     /// Those that could not be removed yet, as processes are still in them.
     lingering: Mutex<Vec<PathBuf>>,
 }
@@ -29,6 +32,13 @@ impl Cgroups {
     /// The groups, if the kernel has them.
     pub(crate) fn open() -> Option<Self> {
         Path::new(PARENT).is_dir().then(Self::default)
+    }
+
+    /// A group for a program: one that no other program has ever had, as what that left behind may
+    /// still run.
+    pub(crate) fn create(&self) -> io::Result<Cgroup> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        Cgroup::create(&format!("exec-{number}"))
     }
 
     /// Removes a group whose program has ended, or later, once all of its processes have.
@@ -52,11 +62,8 @@ pub(crate) struct Cgroup(PathBuf);
 impl Cgroup {
     pub(crate) fn create(name: &str) -> io::Result<Self> {
         let path = Path::new(PARENT).join(name);
-        match fs::create_dir(&path) {
-            // Left by an earlier program of this name, whose processes may still run.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Self(path)),
-            created => created.map(|()| Self(path)),
-        }
+        fs::create_dir(&path)?;
+        Ok(Self(path))
     }
 
     /// What a process writes `0` to, to be in the group.
@@ -68,7 +75,11 @@ impl Cgroup {
 
     /// Kills all processes of the group.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        match fs::write(self.0.join("cgroup.kill"), "1") {
+        // Without creating it: where it is missing, this file system says that nobody may create it.
+        let switch = OpenOptions::new()
+            .write(true)
+            .open(self.0.join("cgroup.kill"));
+        match switch.and_then(|mut switch| switch.write_all(b"1")) {
             // Linux before 5.14.
             Err(e) if e.kind() == io::ErrorKind::NotFound => self.kill_each(),
             done => done,
@@ -88,5 +99,26 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn without_the_kernels_help_each_process_is_killed() {
+        // What a group looks like to Linux before 5.14.
+        let folder = tempfile::tempdir().unwrap();
+        let group = Cgroup(folder.path().to_owned());
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let procs = format!("{}\n", child.id());
+        fs::write(folder.path().join("cgroup.procs"), procs).unwrap();
+        group.kill().unwrap();
+        assert!(!folder.path().join("cgroup.kill").exists());
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
 }

@@ -65,7 +65,8 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// Sends a message. Does not wait: whoever does not read a handful of messages is stuck for good.
+/// Sends a message. Does not wait, and fails with [`io::ErrorKind::WouldBlock`] instead: an agent that
+/// does not read a handful of messages is stuck for good, while PID 1 may just be busy.
 pub(crate) fn send(
     socket: impl AsFd,
     message: &impl Serialize,
@@ -132,22 +133,30 @@ pub(crate) fn load(file: OwnedFd) -> io::Result<ExecRequest> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn a_message_comes_with_its_descriptors() {
-        let (ours, theirs) = pair().unwrap();
-        let request = store(&ExecRequest {
+    /// The request for a main process.
+    pub(crate) fn request() -> ExecRequest {
+        ExecRequest {
             id: 7,
-            argv: vec![vec![b'x'; 1 << 20]],
+            argv: vec![],
             env: vec![],
-            cwd: vec![],
+            cwd: b"/".to_vec(),
             user: None,
             terminal: None,
             streams: Default::default(),
             main: true,
             kill_rest: false,
+        }
+    }
+
+    #[test]
+    fn a_message_comes_with_its_descriptors() {
+        let (ours, theirs) = pair().unwrap();
+        let request = store(&ExecRequest {
+            argv: vec![vec![b'x'; 1 << 20]],
+            ..request()
         })
         .unwrap();
         let descriptors = [request.as_fd(), request.as_fd()];

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExecRequest, ExitStatus};
@@ -18,7 +19,7 @@ use super::Agent;
 use super::descriptor::Descriptor;
 use super::init::Init;
 use super::stdio::{HostStreams, resize};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Cgroups};
 use crate::process;
 use crate::supervision::FromAgent;
 
@@ -88,7 +89,7 @@ pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
         Ok(streams) => streams,
         Err(failure) => return drop(say(ExecEvent::Failed(failure)).await),
     };
-    let _admission = match agent.execs.admit(request.id) {
+    let admission = match agent.execs.admit(request.id) {
         Ok(admission) => admission,
         Err(failure) => return drop(say(ExecEvent::Failed(failure)).await),
     };
@@ -107,22 +108,24 @@ pub(super) async fn run(agent: &Agent, request: ExecRequest, control: Stream) {
             // The host says nothing more; the program goes on.
             Either::Right(((), end)) => (end.await, None),
         };
+        control.has_ended.store(true, Ordering::Relaxed);
+        if let (Some(cgroup), true) = (&control.cgroup, request.kill_rest) {
+            let _ = cgroup.kill();
+        }
+        drop(admission);
         if let Ok(status) = status {
             let _ = say(ExecEvent::Ended(status)).await;
         }
-        // The machine ends when the host has read all output, however long that takes: it can end
-        // the machine itself at any time.
-        if let (Target::Main(_), Some(controls)) = (&control.target, controls) {
+        // What it has left behind can be killed for as long as the host has the stream. With the
+        // main process, the machine ends only then, when the host has read all output.
+        if let Some(controls) = controls {
             controls.await;
         }
     }
     if let Target::Main(init) = control.target {
-        init.tell(&FromAgent::Acknowledged);
+        init.tell(&FromAgent::Acknowledged).await;
     }
     if let (Some(cgroup), Some(cgroups)) = (control.cgroup, &agent.cgroups) {
-        if request.kill_rest {
-            let _ = cgroup.kill();
-        }
         cgroups.remove(cgroup);
     }
 }
@@ -147,6 +150,8 @@ struct Control<'a> {
     target: Target<'a>,
     cgroup: Option<Cgroup>,
     terminal: Option<Descriptor>,
+    /// Its process id may be another one's by now.
+    has_ended: AtomicBool,
 }
 
 /// Whom a signal goes to.
@@ -181,6 +186,7 @@ impl<'a> Program<'a> {
                 target: Target::Main(init),
                 cgroup: None,
                 terminal,
+                has_ended: AtomicBool::new(false),
             };
             let end = End::Main(end);
             return Ok(Self { pid, end, control });
@@ -188,7 +194,7 @@ impl<'a> Program<'a> {
         let cgroup = agent
             .cgroups
             .as_ref()
-            .map(|_| Cgroup::create(&format!("exec-{}", request.id)))
+            .map(Cgroups::create)
             .transpose()
             .map_err(|e| Failure::io("make a control group", &e))?;
         let request = request.clone();
@@ -199,34 +205,42 @@ impl<'a> Program<'a> {
         };
         let spawned = tokio::task::spawn_blocking(spawn).await;
         let (spawned, cgroup) = spawned.map_err(|e| Failure::io("start a program", &e.into()))?;
-        let end = spawned.and_then(|pid| {
-            let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)
-                .map_err(io::Error::from)
-                .and_then(Descriptor::to_wait_for)
-                .map_err(|e| Failure::io("watch a program", &e))?;
-            Ok((pid, descriptor))
-        });
-        match end {
-            Ok((pid, descriptor)) => Ok(Self {
-                pid: pid.as_raw_nonzero().get().unsigned_abs(),
-                end: End::Child(pid, descriptor),
-                control: Control {
-                    target: Target::Group(pid),
-                    cgroup,
-                    terminal,
-                },
-            }),
-            Err(failure) => {
-                if let (Some(cgroup), Some(cgroups)) = (cgroup, &agent.cgroups) {
-                    cgroups.remove(cgroup);
-                }
-                Err(failure)
+        let failure = match spawned.map(|pid| (pid, End::of_child(pid))) {
+            Ok((pid, Ok(end))) => {
+                return Ok(Self {
+                    pid: pid.as_raw_nonzero().get().unsigned_abs(),
+                    end,
+                    control: Control {
+                        target: Target::Group(pid),
+                        cgroup,
+                        terminal,
+                        has_ended: AtomicBool::new(false),
+                    },
+                });
             }
+            // One whose end nobody would see must not run.
+            Ok((pid, Err(e))) => {
+                process::kill_all(pid, cgroup.as_ref());
+                let reap = move || waitpid(Some(pid), WaitOptions::empty());
+                // It has been killed: whether it could be waited for changes nothing.
+                let _ = tokio::task::spawn_blocking(reap).await;
+                Failure::io("watch a program", &e)
+            }
+            Err(failure) => failure,
+        };
+        if let (Some(cgroup), Some(cgroups)) = (cgroup, &agent.cgroups) {
+            cgroups.remove(cgroup);
         }
+        Err(failure)
     }
 }
 
 impl End {
+    fn of_child(pid: Pid) -> io::Result<Self> {
+        let descriptor = Descriptor::to_wait_for(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
+        Ok(Self::Child(pid, descriptor))
+    }
+
     async fn wait(self) -> io::Result<ExitStatus> {
         match self {
             Self::Main(end) => end.await.map_err(io::Error::other),
@@ -244,17 +258,25 @@ impl End {
 /// Does what the host wants of a program, until it says nothing more.
 async fn obey(program: &Control<'_>, mut reader: impl AsyncRead + Unpin) {
     while let Ok(Some(control)) = read_message(&mut reader).await {
+        let has_ended = program.has_ended.load(Ordering::Relaxed);
         match (control, &program.target) {
-            (ExecControl::Signal(signal), Target::Group(group)) => {
+            (ExecControl::Signal(signal), Target::Main(init)) => {
+                init.tell(&FromAgent::SignalMain(signal)).await;
+            }
+            (ExecControl::Kill, Target::Main(init)) => init.tell(&FromAgent::KillMain).await,
+            (ExecControl::Signal(signal), Target::Group(group)) if !has_ended => {
                 process::signal_group(*group, signal);
             }
-            (ExecControl::Signal(signal), Target::Main(init)) => {
-                init.tell(&FromAgent::SignalMain(signal));
-            }
-            (ExecControl::Kill, Target::Group(group)) => {
+            (ExecControl::Kill, Target::Group(group)) if !has_ended => {
                 process::kill_all(*group, program.cgroup.as_ref());
             }
-            (ExecControl::Kill, Target::Main(init)) => init.tell(&FromAgent::KillMain),
+            (ExecControl::Signal(_), Target::Group(_)) => {}
+            (ExecControl::Kill, Target::Group(_)) => {
+                if let Some(cgroup) = &program.cgroup {
+                    // It may be empty by now.
+                    let _ = cgroup.kill();
+                }
+            }
             (ExecControl::Resize(size), _) => {
                 if let Some(terminal) = &program.terminal {
                     // It may have been hung up.

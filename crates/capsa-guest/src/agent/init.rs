@@ -1,8 +1,9 @@
 //! PID 1, as the agent sees it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
 use capsa_agent_proto::{Failure, FailureKind};
@@ -18,6 +19,8 @@ use crate::supervision::{self, FromAgent, ToAgent};
 pub(super) struct Init {
     socket: Descriptor,
     main: Mutex<Main>,
+    /// The grace of the shutdown that the host was promised and PID 1 was not told of yet.
+    promised: Mutex<Option<Duration>>,
 }
 
 /// Who waits for news of the main process.
@@ -48,10 +51,15 @@ impl Init {
         };
         fchdir(root)?;
         chroot(c".")?;
-        Ok(Self {
+        Ok(Self::on(socket))
+    }
+
+    fn on(socket: Descriptor) -> Self {
+        Self {
             socket,
             main: Mutex::default(),
-        })
+            promised: Mutex::default(),
+        }
     }
 
     fn main(&self) -> MutexGuard<'_, Main> {
@@ -79,9 +87,33 @@ impl Init {
         };
     }
 
-    /// Tells it something. If it cannot be told, the machine is about to end.
-    pub(super) fn tell(&self, message: &FromAgent) {
-        let _ = supervision::send(self.socket.fd(), message, &[]);
+    /// Tells it something, once it has taken what it was told before. If it cannot be told, the
+    /// machine is about to end.
+    pub(super) async fn tell(&self, message: &FromAgent) {
+        let _ = self.send(message, &[]).await;
+    }
+
+    /// It may be busy with a driver or a program on a slow share, while the host sends signals.
+    async fn send(&self, message: &FromAgent, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let send = |fd: &OwnedFd| supervision::send(fd, message, descriptors);
+        self.socket.when_writable(send).await
+    }
+
+    /// Remembers a shutdown that the host is about to be promised.
+    pub(super) fn promise_shutdown(&self, grace: Duration) {
+        *self.promised() = Some(grace);
+    }
+
+    /// Keeps the promise, if one was made and not kept yet.
+    pub(super) async fn keep_promise(&self) {
+        let promised = self.promised().take();
+        if let Some(grace) = promised {
+            self.tell(&FromAgent::Shutdown { grace }).await;
+        }
+    }
+
+    fn promised(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hears it for as long as it is there, which is longer than the agent.
@@ -108,6 +140,18 @@ impl Init {
             }
             *main = Main::Starting(started, ended);
         }
+        if let Err(failure) = self.ask_for_main(request, stdio).await {
+            // Another try is allowed.
+            *self.main() = Main::None;
+            return Err(failure);
+        }
+        match is_started.await {
+            Ok(pid) => Ok((pid?, is_ended)),
+            Err(e) => Err(Failure::new(FailureKind::Other, e.to_string())),
+        }
+    }
+
+    async fn ask_for_main(&self, request: &ExecRequest, stdio: &Stdio) -> Result<(), Failure> {
         let file = supervision::store(request).map_err(|e| Failure::io("send a request", &e))?;
         let descriptors = [
             file.as_fd(),
@@ -115,11 +159,62 @@ impl Init {
             stdio.stdout.as_fd(),
             stdio.stderr.as_fd(),
         ];
-        supervision::send(self.socket.fd(), &FromAgent::StartMain, &descriptors)
-            .map_err(|e| Failure::io("ask the first process", &e))?;
-        match is_started.await {
-            Ok(pid) => Ok((pid?, is_ended)),
-            Err(e) => Err(Failure::new(FailureKind::Other, e.to_string())),
+        let asked = self.send(&FromAgent::StartMain, &descriptors).await;
+        asked.map_err(|e| Failure::io("ask the first process", &e))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use futures_util::future::poll_immediate;
+
+    use super::*;
+    use crate::process::null;
+
+    /// PID 1 as the agent sees it, and the other end.
+    pub(in crate::agent) fn init() -> (Init, OwnedFd) {
+        let (ours, theirs) = supervision::pair().unwrap();
+        (Init::on(Descriptor::to_wait_for(ours).unwrap()), theirs)
+    }
+
+    /// What PID 1 is told next; nothing, if nothing was said.
+    pub(in crate::agent) fn told(theirs: &OwnedFd) -> Option<FromAgent> {
+        let received = supervision::receive(theirs, RecvFlags::DONTWAIT);
+        received.ok().flatten().map(|(message, _)| message)
+    }
+
+    #[tokio::test]
+    async fn what_a_busy_first_process_is_told_waits_for_it() {
+        let (init, theirs) = init();
+        let mut sent = 0;
+        while supervision::send(init.socket.fd(), &FromAgent::SignalMain(1), &[]).is_ok() {
+            sent += 1;
+        }
+        let mut kill = std::pin::pin!(init.tell(&FromAgent::KillMain));
+        assert_eq!(poll_immediate(&mut kill).await, None);
+        let mut heard = 0;
+        while let Some(FromAgent::SignalMain(1)) = told(&theirs) {
+            heard += 1;
+        }
+        assert_eq!(heard, sent);
+        kill.await;
+        assert!(matches!(told(&theirs), Some(FromAgent::KillMain)));
+    }
+
+    #[tokio::test]
+    async fn a_main_process_that_could_not_be_asked_for_may_be_asked_for_again() {
+        let (init, theirs) = init();
+        drop(theirs);
+        let stdio = Stdio {
+            stdin: null().unwrap(),
+            stdout: null().unwrap(),
+            stderr: null().unwrap(),
+        };
+        let request = supervision::tests::request();
+        for _ in 0..2 {
+            let failure = init.start_main(&request, &stdio).await.unwrap_err();
+            // EPIPE, and not that there is one already.
+            assert_eq!(failure.errno, Some(32), "{failure}");
         }
     }
 }

@@ -19,7 +19,7 @@ use capsa_agent_proto::{
     Accepted, Failure, FailureKind, GUEST_STREAMS, MAX_EXECS, MAX_FILE_REQUESTS, Open, Quiet,
 };
 use futures_util::io::{BufReader, BufWriter};
-use futures_util::{AsyncRead, AsyncWrite};
+use futures_util::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use rustix::net::RecvFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -33,7 +33,7 @@ use self::exec::Execs;
 use self::init::Init;
 use self::streams::{Kind, Streams};
 use crate::cgroup::Cgroups;
-use crate::supervision::{self, FromAgent, ToAgent};
+use crate::supervision::{self, ToAgent};
 use crate::trouble::{Attempt, Trouble, say};
 
 mod channel;
@@ -101,15 +101,22 @@ fn serve_host() -> Result<(), Trouble> {
     };
     raise_limits().attempt("raise its limits")?;
     let channel = channel::open(&channel).attempt("open the channel to the host")?;
-    runtime::Builder::new_current_thread()
+    run_to_end(serve_channel(channel, &token, socket)).attempt("start")?
+}
+
+/// Runs a future to its end, and leaves threads behind that do not come to one: for a share that
+/// hangs, to wait would be to wait for ever.
+fn run_to_end<F: Future>(future: F) -> io::Result<F::Output> {
+    let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .max_blocking_threads(2 * MAX_FILE_REQUESTS)
         .thread_keep_alive(KEEP_THREADS)
         .thread_stack_size(STACK)
-        .build()
-        .attempt("start")?
-        .block_on(serve_channel(channel, &token, socket))
+        .build()?;
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 async fn serve_channel(channel: OwnedFd, token: &Token, init: OwnedFd) -> Result<(), Trouble> {
@@ -167,7 +174,8 @@ impl Agent {
         agent
     }
 
-    /// Answers the host's streams on `channel`, after the preamble, until it ends.
+    /// Answers the host's streams on `channel`, after the preamble, until it ends. A shutdown that the
+    /// host was promised happens also if it has not waited for it.
     ///
     /// Must be called in a tokio runtime.
     ///
@@ -175,6 +183,17 @@ impl Agent {
     ///
     /// The channel fails, or the host breaks the multiplexer's rules.
     pub async fn serve<S>(self: Arc<Self>, channel: S) -> Result<(), ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let served = self.clone().answer_all(channel).await;
+        if let Some(init) = &self.init {
+            init.keep_promise().await;
+        }
+        served
+    }
+
+    async fn answer_all<S>(self: Arc<Self>, channel: S) -> Result<(), ConnectionError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -208,7 +227,12 @@ impl Agent {
 ///
 /// It is dropped in the end and not closed: a host that still sends learns by the reset that nobody
 /// reads it, while one that has finished just gets the end. Who reads gets everything before either.
+///
+/// A stream that is not acknowledged counts against the few that its opener may have, so this happens
+/// at once: a program starts when all of its streams are open, and would wait for them in vain.
 async fn answer(agent: Arc<Agent>, mut stream: Stream) {
+    // Nothing, with an acknowledgement. If the host is gone, the rest fails too.
+    let _ = stream.write(b"").await;
     let Ok(Some(open)) = read_message(&mut stream).await else {
         return;
     };
@@ -264,12 +288,13 @@ async fn shut_down(agent: &Agent, mut stream: Stream, grace: Duration) {
         Ok(init) => init,
         Err(failure) => return refuse(stream, failure).await,
     };
+    init.promise_shutdown(grace);
     let answer = Ok::<_, Failure>(Accepted);
     if write_message(&mut stream, &answer).await.is_ok() {
         // The host drops the stream when it has the answer.
         let _ = timeout(FAREWELL, read_message::<_, Accepted>(&mut stream)).await;
     }
-    init.tell(&FromAgent::Shutdown { grace });
+    init.keep_promise().await;
 }
 
 async fn reply<M: Message>(mut stream: Stream, answer: Result<M, Failure>) {
@@ -286,3 +311,6 @@ fn set_clock(time: Duration) -> io::Result<()> {
     let time = Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput)?;
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
+
+#[cfg(test)]
+mod tests;

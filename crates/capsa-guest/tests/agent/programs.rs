@@ -397,3 +397,51 @@ async fn more_programs_than_the_agent_runs_are_refused() {
     exec.tell(ExecControl::Kill).await;
     exec.ended().await;
 }
+
+#[tokio::test]
+async fn a_user_opens_its_own_streams_anew() {
+    let host = agent();
+    let script = "cat /dev/stdin >/dev/stdout; echo trouble >/dev/stderr";
+    let mut request = host.shell(script);
+    request.user = Some("12345:54321".parse().unwrap());
+    let mut exec = host.start(&request).await;
+    if geteuid().is_root() {
+        let output = exec.finish(b"input").await;
+        assert_eq!(output.stdout, b"input");
+        assert_eq!(output.stderr, b"trouble\n");
+    } else {
+        assert_eq!(exec.failed().await.kind, FailureKind::User);
+    }
+    let null = std::fs::metadata("/dev/null").unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&null), 0);
+}
+
+#[tokio::test]
+async fn programs_start_whose_streams_come_after_all_of_them() {
+    let host = agent();
+    // More than yamux lets a side have without an acknowledgement.
+    let request = || {
+        let mut request = host.shell("echo on");
+        request.streams = Streams {
+            stdout: true,
+            ..Streams::default()
+        };
+        request
+    };
+    let requests: Vec<_> = (0..300).map(|_| request()).collect();
+    let mut controls = Vec::new();
+    for request in &requests {
+        controls.push(host.open(&Open::Exec(Box::new(request.clone()))).await);
+    }
+    for (request, control) in requests.iter().zip(&mut controls) {
+        let exec = request.id;
+        let mut stdout = host.open(&Open::Stdout { exec }).await;
+        let answer: Result<Accepted, Failure> = expect_message(&mut stdout).await.unwrap();
+        answer.unwrap();
+        let started: ExecEvent = expect_message(control).await.unwrap();
+        assert!(matches!(started, ExecEvent::Started { .. }), "{started:?}");
+        let mut output = Vec::new();
+        stdout.read_to_end(&mut output).await.unwrap();
+        assert_eq!(output, b"on\n");
+    }
+}
