@@ -15,6 +15,7 @@ use std::process::Command;
 
 use capsa_agent_proto::exec::{ExecRequest, ExitStatus};
 use capsa_agent_proto::{Failure, FailureKind};
+use nix::sys::signal::SigSet;
 use rustix::fs::{FileType, Mode, OFlags, fchown, fstat};
 use rustix::io::Errno;
 use rustix::process::{
@@ -99,8 +100,8 @@ pub(crate) fn spawn(
         .stdout(stdio.stdout)
         .stderr(stdio.stderr);
     // SAFETY: the child of a process with several threads may only do what is safe in a signal
-    // handler until it runs the program. `Setup::apply` makes system calls, without the C library,
-    // and neither allocates nor takes a lock; what it uses was made before.
+    // handler until it runs the program. `Setup::apply` makes system calls, of the C library only
+    // pthread_sigmask, and neither allocates nor takes a lock; what it uses was made before.
     unsafe { command.pre_exec(move || setup.apply()) };
     match command.spawn() {
         Ok(child) => Ok(Pid::from_child(&child)),
@@ -118,6 +119,8 @@ struct Setup {
 
 impl Setup {
     fn apply(&self) -> io::Result<()> {
+        // PID 1 blocks SIGCHLD, to be told of it otherwise; programs wait for theirs.
+        Step::Prepare.check(unblock_signals())?;
         Step::Prepare.check(setsid())?;
         if self.has_terminal {
             Step::Prepare.check(ioctl_tiocsctty(stdio::stdin()))?;
@@ -152,6 +155,11 @@ impl Setup {
         // As the user: root could enter a folder in which the user then can do nothing.
         Step::WorkingDirectory.check(chdir(&*self.cwd))
     }
+}
+
+fn unblock_signals() -> Result<(), Errno> {
+    let result = SigSet::empty().thread_set_mask();
+    result.map_err(|e| Errno::from_raw_os_error(e as i32))
 }
 
 fn failure(request: &ExecRequest, error: &io::Error) -> Failure {
