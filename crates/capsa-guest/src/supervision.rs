@@ -47,7 +47,7 @@ pub(crate) enum FromAgent {
     StartMain,
     /// To send a signal to the main process's group.
     SignalMain(i32),
-    /// To kill the main process and everything that it has started.
+    /// To kill the main process and everything that it has started, even after its end.
     KillMain,
     /// To power off: the host knows how the main process has ended.
     Acknowledged,

@@ -26,7 +26,8 @@ const VIRTIO: &str = "/sys/bus/virtio/devices";
 /// How the name of a virtio block device begins (virtio 1.2, 5: device type 2).
 const DISK: &str = "virtio:d00000002";
 
-/// The modules of the kernel that runs.
+/// The modules of the kernel that runs; by default none.
+#[derive(Default)]
 pub(super) struct Modules {
     /// Kept open, as another root does not have it. None if all of the kernel's drivers are built
     /// in.

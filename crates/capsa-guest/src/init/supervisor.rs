@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -64,8 +65,11 @@ enum Main {
         cgroup: Option<Cgroup>,
         kill_rest: bool,
     },
-    /// It has ended, and the host is being told.
-    Ended,
+    /// It has ended, and the host is being told, and reads what is left of its output. What it has
+    /// left behind may keep that open.
+    Ended {
+        cgroup: Option<Cgroup>,
+    },
 }
 
 /// How many children are waited for before something else gets its turn: programs that start
@@ -202,6 +206,12 @@ impl Supervisor {
     fn ended(&mut self, child: Pid, status: WaitStatus) -> Next {
         let status = process::exit_status(status);
         if self.agent.as_ref().is_some_and(|agent| agent.pid == child) {
+            // What it said last may not have been heard yet.
+            while let Some(next) = self.hear_next() {
+                if let Next::PowerOff = next {
+                    return next;
+                }
+            }
             self.agent = None;
             return match self.main {
                 Main::Running { .. } => {
@@ -212,7 +222,7 @@ impl Supervisor {
                     Next::Wait
                 }
                 // The host has gone away, or has been told all that there is.
-                Main::None | Main::Ended => {
+                Main::None | Main::Ended { .. } => {
                     if status != ExitStatus::Exited(0) {
                         say(&format!("the agent {}", Ended(status)));
                     }
@@ -220,17 +230,17 @@ impl Supervisor {
                 }
             };
         }
-        match &self.main {
+        match mem::replace(&mut self.main, Main::None) {
             Main::Running {
                 pid,
                 cgroup,
                 kill_rest,
-            } if *pid == child => {
-                if let (Some(cgroup), true) = (cgroup, *kill_rest) {
+            } if pid == child => {
+                if let (Some(cgroup), true) = (&cgroup, kill_rest) {
                     // What is left may have the output open, which the host reads to its end.
                     let _ = cgroup.kill();
                 }
-                self.main = Main::Ended;
+                self.main = Main::Ended { cgroup };
                 if self.tell(&ToAgent::MainEnded(status)) {
                     return Next::Wait;
                 }
@@ -238,7 +248,11 @@ impl Supervisor {
                 say(&format!("the main process {}", Ended(status)));
                 Next::PowerOff
             }
-            _ => Next::Wait,
+            // An orphan.
+            main => {
+                self.main = main;
+                Next::Wait
+            }
         }
     }
 
@@ -248,25 +262,34 @@ impl Supervisor {
         socket.is_some_and(|socket| supervision::send(socket, message, &[]).is_ok())
     }
 
-    /// Does what the agent asks.
+    /// Does what the agent asks, or ends it if it will never ask again.
     fn hear(&mut self) -> Next {
-        let Some(agent) = &mut self.agent else {
-            return Next::Wait;
-        };
-        let received = agent
-            .socket
-            .as_ref()
-            .map(|socket| supervision::receive(socket, RecvFlags::DONTWAIT));
-        let (message, descriptors) = match received {
-            Some(Ok(Some(message))) => message,
-            Some(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
+        if let Some(next) = self.hear_next() {
+            return next;
+        }
+        if let Some(Agent { pid, socket: None }) = &self.agent {
             // It ends; should it hang instead, it is of no use any more.
+            let _ = kill_process(*pid, rustix::process::Signal::KILL);
+        }
+        Next::Wait
+    }
+
+    /// Does the next thing that the agent asks. `None` if there is none, now or ever.
+    fn hear_next(&mut self) -> Option<Next> {
+        let agent = self.agent.as_mut()?;
+        let received = supervision::receive(agent.socket.as_ref()?, RecvFlags::DONTWAIT);
+        let (message, descriptors) = match received {
+            Ok(Some(message)) => message,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
             _ => {
                 agent.socket = None;
-                let _ = kill_process(agent.pid, rustix::process::Signal::KILL);
-                return Next::Wait;
+                return None;
             }
         };
+        Some(self.obey(message, descriptors))
+    }
+
+    fn obey(&mut self, message: FromAgent, descriptors: Vec<OwnedFd>) -> Next {
         match (message, &self.main) {
             (FromAgent::StartMain, _) => {
                 let answer = match self.start_main(descriptors) {
@@ -287,8 +310,18 @@ impl Supervisor {
                 process::kill_all(*pid, cgroup.as_ref());
                 Next::Wait
             }
+            (
+                FromAgent::KillMain,
+                Main::Ended {
+                    cgroup: Some(cgroup),
+                },
+            ) => {
+                // It may be empty by now.
+                let _ = cgroup.kill();
+                Next::Wait
+            }
             (FromAgent::SignalMain(_) | FromAgent::KillMain, _) => Next::Wait,
-            (FromAgent::Acknowledged, Main::Ended) => Next::PowerOff,
+            (FromAgent::Acknowledged, Main::Ended { .. }) => Next::PowerOff,
             // Nothing has ended that could be known.
             (FromAgent::Acknowledged, _) => Next::Wait,
             (FromAgent::Shutdown { grace }, _) => self.stop(grace.min(MAX_GRACE)),
@@ -357,3 +390,6 @@ impl fmt::Display for Ended {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
