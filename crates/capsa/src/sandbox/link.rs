@@ -22,8 +22,9 @@ use yamux::{Config, Connection, Mode, Stream};
 
 use super::boot::HostEnd;
 
-/// Streams at once. Each may hold a window of 256 KiB that a hostile guest has filled: 128 MiB.
-const STREAMS: usize = 512;
+/// Streams at once, as the guest expects. Each may hold a window of 256 KiB that a hostile guest has
+/// filled: 128 MiB.
+const STREAMS: usize = capsa_agent_proto::HOST_STREAMS;
 
 /// Streams of which the multiplexer knows: those, and as many that were dropped while the guest read
 /// too slowly to be told. With one more it would end the connection.
