@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Result, ensure};
 
+use crate::guest::{self, Profile};
 use crate::packages::{self, QEMU};
 use crate::workspace::{cargo, check, command, release_folder};
 
@@ -21,6 +22,8 @@ pub(crate) fn run(pairs: u32, json: Option<&Path>) -> Result<()> {
             .args(["--package", "capsa-cli", "--bin", "capsa"])
             .args(["--package", "capsa-testing", "--bin", "bench"]),
     )?;
+    // Found by the variable that cargo sets for this program too.
+    guest::build(guest::FIRST_PROCESS, Profile::Release)?;
     let folder = release_folder()?;
     let mut bench = command(folder.join("bench"))?;
     bench.arg(folder.join("capsa")).arg(pairs.to_string());

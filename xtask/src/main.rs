@@ -59,7 +59,7 @@ enum Command {
         /// A further monitor: `firecracker=FILE` or `cloud-hypervisor=FILE`.
         #[arg(long = "peer", value_name = "NAME=FILE", requires = "kvm")]
         peers: Vec<String>,
-        /// With --kvm: only this part, `start`, `rest` or `block`.
+        /// With --kvm: only this part, `start`, `sandbox`, `rest` or `block`.
         #[arg(long, value_name = "PART", requires = "kvm")]
         only: Option<String>,
         /// How often each is measured.

@@ -5,6 +5,7 @@
 //! behaviour fails it.
 
 pub mod behaviours;
+pub mod cold_start;
 pub mod guest;
 pub mod images;
 pub mod processes;

@@ -35,6 +35,8 @@ pub(crate) fn run(
             .args(["--bin", "prepare-images"]),
     )?;
     guest::build(guest::TESTING, Profile::Release)?;
+    // Found by the variable that cargo sets for this program, and that the bench keeps.
+    guest::build(guest::FIRST_PROCESS, Profile::Release)?;
     let programs = release_folder()?;
     // The bench has no network from which a guest could be made.
     check(&mut command(programs.join("prepare-images"))?)?;

@@ -51,19 +51,32 @@ pub(crate) async fn find(capsa: &Path) -> Result<CommandLine> {
     let mut child = capsa_run(capsa)?;
     let mut console = child.stdout.take().context("no pipe")?;
     read_to(&mut console, kit::PROMPT.as_bytes(), || ()).await?;
-    let pid = child.id().context("capsa ended early")?;
+    below(&child, |_, _, value| Ok(value.to_owned()))
+}
+
+/// The command line of the QEMU below a `capsa`. Each option's value is what `replace` makes of the
+/// process, the option and the value that it has there.
+pub(crate) fn below(
+    capsa: &Child,
+    replace: impl Fn(u32, &str, &str) -> Result<String>,
+) -> Result<CommandLine> {
+    let pid = capsa.id().context("capsa ended early")?;
     let qemu = *processes::children(pid)
         .first()
         .context("capsa has no child")?;
     let line = fs::read_to_string(format!("/proc/{qemu}/cmdline"))?;
+    let args = line.split_terminator('\0').skip(1);
     Ok(CommandLine {
         program: fs::read_link(format!("/proc/{qemu}/exe"))?,
-        args: rewrite(line.split_terminator('\0').skip(1))?,
+        args: rewrite(args, |arg, value| replace(qemu, arg, value))?,
     })
 }
 
 /// Leaves out the monitor, which nobody would use. The console is on stdin and stdout already.
-fn rewrite<'a>(args: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+fn rewrite<'a>(
+    args: impl Iterator<Item = &'a str>,
+    replace: impl Fn(&str, &str) -> Result<String>,
+) -> Result<Vec<String>> {
     let mut rewritten = Vec::new();
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
@@ -71,14 +84,15 @@ fn rewrite<'a>(args: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
         let value = match (arg, value) {
             ("-chardev", Some(value)) if value.starts_with("socket,id=qmp,") => continue,
             ("-mon", _) => continue,
-            (_, value) => value,
+            (_, None) => None,
+            (_, Some(value)) => Some(replace(arg, value)?),
         };
         ensure!(
-            !value.is_some_and(|value| value.contains("fd=")),
+            !value.as_ref().is_some_and(|value| value.contains("fd=")),
             "nobody could type this descriptor: {arg} {value:?}"
         );
         rewritten.push(arg.to_owned());
-        rewritten.extend(value.map(str::to_owned));
+        rewritten.extend(value);
     }
     ensure!(
         rewritten.iter().any(|arg| arg.starts_with("stdio,")),
@@ -91,13 +105,17 @@ fn rewrite<'a>(args: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
 mod tests {
     use super::*;
 
+    fn same(_: &str, value: &str) -> Result<String> {
+        Ok(value.to_owned())
+    }
+
     #[test]
     fn the_monitor_is_left_out() {
         let args = "-nodefaults -chardev socket,id=qmp,fd=9 -mon chardev=qmp,mode=control \
                     -chardev stdio,id=console,signal=off -device isa-serial,chardev=console -m 256M";
         let expected = "-nodefaults -chardev stdio,id=console,signal=off \
                         -device isa-serial,chardev=console -m 256M";
-        let rewritten = rewrite(args.split_whitespace()).unwrap();
+        let rewritten = rewrite(args.split_whitespace(), same).unwrap();
         let expected: Vec<_> = expected.split_whitespace().collect();
         assert_eq!(rewritten, expected);
     }
@@ -105,8 +123,8 @@ mod tests {
     #[test]
     fn what_cannot_be_typed_is_refused() {
         let console = "-chardev stdio,id=console,signal=off";
-        assert!(rewrite("-m 256M".split(' ')).is_err());
-        assert!(rewrite(format!("{console} -add-fd fd=3").split(' ')).is_err());
-        assert!(rewrite(console.split(' ')).is_ok());
+        assert!(rewrite("-m 256M".split(' '), same).is_err());
+        assert!(rewrite(format!("{console} -add-fd fd=3").split(' '), same).is_err());
+        assert!(rewrite(console.split(' '), same).is_ok());
     }
 }

@@ -15,6 +15,7 @@ mod by_hand;
 mod console;
 mod memory;
 mod paired;
+mod sandbox;
 mod start;
 mod stream;
 
@@ -35,12 +36,18 @@ async fn main() -> Result<()> {
     let by_hand = by_hand::find(&capsa).await?;
     let start = start::measure(&capsa, &by_hand, pairs).await?;
     stdout.write_all(start.table().as_bytes())?;
+    let sandbox = sandbox::measure(&capsa, pairs).await?;
+    stdout.write_all(sandbox.table().as_bytes())?;
+    let phases = sandbox::phases(pairs).await?;
+    stdout.write_all(phases.table().as_bytes())?;
     let console = console::measure(&by_hand, pairs).await?;
     stdout.write_all(console.table().as_bytes())?;
     if let Some(file) = file {
         let report = json!({
             "pairs": pairs,
             "start_milliseconds": start.json(),
+            "sandbox_milliseconds": sandbox.json(),
+            "sandbox_phases": phases.json(),
             "console_mebibytes_per_second": console.json(),
             "memory_kibibytes": memory.json(),
         });

@@ -56,6 +56,36 @@ impl Paired {
     }
 }
 
+/// Quantities of one thing, measured several times.
+pub(crate) struct Values(Vec<(&'static str, Vec<f64>)>);
+
+impl Values {
+    pub(crate) fn new<const N: usize>(titles: [&'static str; N]) -> Self {
+        Self(titles.map(|title| (title, Vec::new())).into())
+    }
+
+    /// Adds a value for each title.
+    pub(crate) fn add<const N: usize>(&mut self, values: [f64; N]) {
+        for ((_, all), value) in self.0.iter_mut().zip(values) {
+            all.push(value);
+        }
+    }
+
+    pub(crate) fn table(&self) -> String {
+        let mut table = format!("\n{:32}{:>10}\n", "median", "capsa");
+        for (title, values) in &self.0 {
+            // Writing to a string cannot fail.
+            let _ = writeln!(table, "{title:32}{:10.2}", median(values.clone()));
+        }
+        table
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let entry = |(title, values): &(&str, Vec<f64>)| json!({ "name": title, "median": median(values.clone()), "values": values });
+        self.0.iter().map(entry).collect()
+    }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

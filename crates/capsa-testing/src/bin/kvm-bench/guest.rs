@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use capsa::kit::Kit;
 use capsa_testing::images;
 use tempfile::TempDir;
 
@@ -28,6 +29,8 @@ pub(crate) struct Guest {
     /// The same kernel as its distribution has it.
     pub(crate) bz_image: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// The guest kit.
+    pub(crate) kit: Kit,
 }
 
 impl Guest {
@@ -37,7 +40,14 @@ impl Guest {
             .prefix("capsa-bench-")
             .tempdir_in(IN_MEMORY)?;
         let kit = images::kit();
+        let kit_folder = folder.path().join("kit");
+        fs::create_dir(&kit_folder)?;
+        for entry in fs::read_dir(kit.kernel.parent().context("a kit's folder")?)? {
+            let entry = entry?;
+            fs::copy(entry.path(), kit_folder.join(entry.file_name()))?;
+        }
         let guest = Self {
+            kit: Kit::open(&kit_folder)?.context("the kit's copy")?,
             elf: folder.path().join("vmlinux"),
             bz_image: folder.path().join("bzImage"),
             initramfs: folder.path().join("initramfs"),

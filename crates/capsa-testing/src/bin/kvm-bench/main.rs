@@ -6,6 +6,7 @@
 //! monitor.rs   how each is told to boot it
 //! vm.rs        a running one, and when its guest said what
 //! start.rs     from exec to the guest's first process, and to the end
+//! sandbox.rs   a command in a fresh sandbox
 //! rest.rs      a guest that does nothing: memory, exits, wake-ups
 //! block.rs     disks
 //! report.rs    medians, ratios, tables
@@ -29,6 +30,7 @@ mod guest;
 mod monitor;
 mod report;
 mod rest;
+mod sandbox;
 mod start;
 mod vm;
 
@@ -60,6 +62,8 @@ struct Args {
 enum Part {
     /// How long it takes to boot.
     Start,
+    /// How long a command in a fresh sandbox takes.
+    Sandbox,
     /// What a guest that does nothing costs.
     Rest,
     /// How fast disks are.
@@ -71,7 +75,7 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let guest = &Guest::new(&args.init)?;
     let with = |image| move |monitor| Contestant { monitor, image };
-    let capsa = Monitor::Capsa(args.capsa);
+    let capsa = Monitor::Capsa(args.capsa.clone());
     let elf = [capsa.clone(), Monitor::Q35, Monitor::Microvm];
     let elf = elf.into_iter().chain(args.peers).map(with(Image::Elf));
     let elf: Vec<_> = elf.collect();
@@ -87,6 +91,18 @@ async fn main() -> Result<()> {
         }
         let boot = |contestant| start::boot(contestant, guest);
         measure(report, "start", start::TITLES, &all, args.pairs, boot).await?;
+    }
+    if wanted(Part::Sandbox) {
+        let run = |_| sandbox::run(&args.capsa, guest);
+        measure(
+            report,
+            "sandbox",
+            sandbox::titles(),
+            &elf[..1],
+            args.pairs,
+            run,
+        )
+        .await?;
     }
     if wanted(Part::Rest) {
         let rest = |contestant| rest::rest(contestant, guest);
