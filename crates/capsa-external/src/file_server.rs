@@ -25,7 +25,7 @@ use std::time::Duration;
 use capsa_core::error::{HypervisorFailure, StartFailure};
 use capsa_core::escape::one_line;
 use capsa_core::share::{MountMode, Share, ShareKind, VirtioFsCache};
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, ResolveFlags, memfd_create, openat, openat2};
 use rustix::thread::CapabilitySet;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -149,23 +149,7 @@ impl FileServer {
 
         let said = pipe::Receiver::from_owned_fd(said.into());
         let said = said.map_err(host("watch a file server's output"))?;
-        let mut line = String::new();
-        let mut lines = BufReader::new(said.take(MAX_LINE));
-        match timeout(CONFINED, lines.read_line(&mut line)).await {
-            Ok(Ok(_)) if line.ends_with('\n') => {}
-            Ok(_) => {
-                let exit = process.exited().await;
-                let stderr = process.last_words().await;
-                return Err(StartFailure::Exited { exit, stderr });
-            }
-            Err(_) => {
-                return Err(StartFailure::Silent {
-                    after: CONFINED,
-                    stderr: process.last_words().await,
-                });
-            }
-        }
-        let walls = one_line(line.trim_end(), 100);
+        let walls = walls(&mut process, said).await?;
         let folder = share.host_path.display();
         tracing::debug!(target: "capsa::share", %folder, walls, "a file server is confined");
         Ok((Self { process }, connection))
@@ -182,6 +166,26 @@ impl FileServer {
             exit: self.process.exited().await,
             stderr: self.process.last_words().await,
         }
+    }
+}
+
+/// Waits until a server says what it is confined by.
+async fn walls(process: &mut ChildProcess, said: pipe::Receiver) -> Result<String, StartFailure> {
+    let mut line = String::new();
+    let mut lines = BufReader::new(said.take(MAX_LINE));
+    match timeout(CONFINED, lines.read_line(&mut line)).await {
+        Ok(Ok(_)) if line.ends_with('\n') => Ok(one_line(line.trim_end(), 100)),
+        // It ends, or it is not the server and stays.
+        Ok(_) => {
+            process.kill();
+            let exit = process.exited().await;
+            let stderr = process.last_words().await;
+            Err(StartFailure::Exited { exit, stderr })
+        }
+        Err(_) => Err(StartFailure::Silent {
+            after: CONFINED,
+            stderr: process.last_words().await,
+        }),
     }
 }
 
@@ -203,9 +207,7 @@ impl Prepared {
             let source = io::Error::new(io::ErrorKind::NotFound, "see `capsa doctor`");
             host("find capsa-fsd, which serves shared folders")(source)
         })?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(CWD, &share.host_path, flags, Mode::empty());
-        let folder = opened.map_err(|error| StartFailure::File {
+        let folder = open(&share.host_path).map_err(|error| StartFailure::File {
             path: share.host_path.clone(),
             source: Box::new(error),
         })?;
@@ -235,6 +237,13 @@ fn list(places: &[PathBuf]) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a folder by a path that was resolved before: none of its names is a link, or somebody has put
+/// one there since, and it is another folder.
+fn open(folder: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(CWD, folder, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+}
+
 /// A connection, and the listening socket in whose queue its other end is. The socket's name is in a
 /// folder that nobody else can enter, and gone when this returns.
 fn connect() -> io::Result<(UnixListener, OwnedFd)> {
@@ -252,6 +261,48 @@ fn connect() -> io::Result<(UnixListener, OwnedFd)> {
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::unix::fs::symlink;
+
+    use rustix::io::Errno;
+
+    /// What a program that is taken for the server comes to.
+    async fn started(script: &str) -> Result<String, StartFailure> {
+        let (said, says) = io::pipe().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdout(says);
+        let mut process = ChildProcess::spawn(command, &[], CapabilitySet::empty()).unwrap();
+        let said = pipe::Receiver::from_owned_fd(said.into()).unwrap();
+        walls(&mut process, said).await
+    }
+
+    #[tokio::test]
+    async fn one_that_neither_says_it_nor_ends_is_ended() {
+        let endless = "printf %200s x; exec sleep 1000";
+        for script in [endless, "exec >&-; exec sleep 1000"] {
+            let failure = started(script).await.unwrap_err();
+            assert!(failure.to_string().contains("signal 9"), "{failure}");
+        }
+        let failure = started("echo why >&2; exit 7").await.unwrap_err();
+        assert!(failure.to_string().contains("status 7"), "{failure}");
+        assert_eq!(started("echo wall").await.unwrap(), "wall");
+    }
+
+    #[test]
+    fn a_folder_that_has_become_another_is_not_opened() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        for folder in ["way/shared", "other/shared"] {
+            fs::create_dir_all(place.join(folder)).unwrap();
+        }
+        let shared = place.join("way/shared");
+        open(&shared).unwrap();
+        for link in ["way/shared", "way"] {
+            fs::remove_dir(place.join(link)).unwrap();
+            symlink(place.join("other"), place.join(link)).unwrap();
+            assert_eq!(open(&shared).unwrap_err(), Errno::LOOP, "{link}");
+            fs::remove_file(place.join(link)).unwrap();
+        }
+    }
 
     #[test]
     fn a_connection_is_there_before_its_server() {
