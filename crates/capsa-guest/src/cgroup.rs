@@ -15,9 +15,31 @@ pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 /// The group that all others are in, which PID 1 makes.
 pub(crate) const PARENT: &str = "/sys/fs/cgroup/capsa";
 
+/// Where the hierarchy says which resources the groups below its root share.
+const SHARED: &str = "/sys/fs/cgroup/cgroup.subtree_control";
+
 /// How often a group's processes are killed one by one, where the kernel cannot kill all at once: a
 /// process may start another one between the look and the kill.
 const MAX_ROUNDS: usize = 100;
+
+/// Makes the group that all others are in.
+///
+/// Together they get as much of the processors as this program has, and a part of the processes that the
+/// kernel can have: a program that starts others without end must not keep the agent from ending it.
+pub(crate) fn found() -> io::Result<()> {
+    // Before the group, which is to have them. Kernels without these have groups all the same.
+    let shared = ["+cpu", "+pids"].map(|resource| fs::write(SHARED, resource));
+    fs::create_dir(PARENT)?;
+    if let [_, Ok(())] = shared {
+        let most = fs::read_to_string("/proc/sys/kernel/threads-max")?;
+        let most: u64 = most.trim().parse().map_err(io::Error::other)?;
+        fs::write(
+            Path::new(PARENT).join("pids.max"),
+            (most - most / 8).to_string(),
+        )?;
+    }
+    Ok(())
+}
 
 /// All groups of this guest.
 #[derive(Debug, Default)]

@@ -9,5 +9,7 @@ mod copies;
 mod fake;
 #[path = "agent/files.rs"]
 mod files;
+#[path = "agent/garbage.rs"]
+mod garbage;
 #[path = "agent/trees.rs"]
 mod trees;

@@ -62,7 +62,7 @@ pub(super) fn system() -> Result<(), Trouble> {
     let grouped = mount_groups(Some(c"favordynmods"))
         .or_else(|_| mount_groups(None))
         .map_err(io::Error::from)
-        .and_then(|()| fs::create_dir(cgroup::PARENT));
+        .and_then(|()| cgroup::found());
     if let Err(e) = grouped {
         say(&format!("no control groups: {e}"));
     }

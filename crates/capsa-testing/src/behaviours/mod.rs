@@ -17,6 +17,8 @@ pub mod holder;
 pub mod locks;
 pub mod refusals;
 pub mod sandbox;
+pub mod sandbox_files;
+pub mod sandbox_hostile;
 pub mod sandbox_main;
 pub mod shares;
 pub mod shares_9p;
@@ -88,6 +90,12 @@ macro_rules! behaviours {
             sandbox_main::a_terminal_has_a_size_and_keys,
             sandbox_main::a_program_has_what_it_is_given_and_nothing_else,
             sandbox_main::a_sandbox_has_its_disks,
+            sandbox_files::files_are_read_written_and_listed,
+            sandbox_files::trees_are_copied_both_ways,
+            sandbox_files::a_hostile_guests_tree_is_harmless,
+            sandbox_hostile::a_hostile_guest_answers_ten_thousand_requests,
+            sandbox_hostile::a_hostile_guest_with_a_fork_bomb_is_under_control,
+            sandbox_hostile::a_hostile_guest_that_fills_its_disks_is_bounded,
         }
     };
     (@shares $choice:expr) => {

@@ -18,8 +18,10 @@ use capsa_core::escape::one_line;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
-use yamux::{Config, Connection, Mode, Stream};
+use yamux::{Config, Connection, Mode};
 
+pub(super) use super::backlog::Stream;
+use super::backlog::{Backlogs, Channel};
 use super::boot::HostEnd;
 
 /// Streams at once, as the guest expects. Each may hold a window of 256 KiB that a hostile guest has
@@ -130,55 +132,75 @@ impl AgentStream {
 /// Drives the multiplexer until the channel or the last link ends.
 async fn drive(
     socket: Compat<UnixStream>,
-    mut wanted: mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
+    wanted: mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
 ) {
     let mut config = Config::default();
     // In this order: the windows must suffice for the streams at any time.
     config.set_max_connection_receive_window(None);
     config.set_max_num_streams(KNOWN_STREAMS);
     config.set_max_connection_receive_window(Some(WINDOWS));
-    let mut connection = Connection::new(Quiet::new(socket), config, Mode::Client);
-    let mut waiting = VecDeque::new();
-    poll_fn(|context| poll_drive(&mut connection, &mut wanted, &mut waiting, context)).await;
+    let backlogs = Arc::<Backlogs>::default();
+    let channel = Channel::new(Quiet::new(socket), Arc::clone(&backlogs));
+    let mut driver = Driver {
+        connection: Connection::new(channel, config, Mode::Client),
+        backlogs,
+        wanted,
+        waiting: VecDeque::new(),
+    };
+    poll_fn(|context| driver.poll(context)).await;
 }
 
-fn poll_drive(
-    connection: &mut Connection<Quiet<Compat<UnixStream>>>,
-    wanted: &mut mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
-    waiting: &mut VecDeque<oneshot::Sender<Stream>>,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    loop {
-        match wanted.poll_recv(context) {
-            Poll::Ready(Some(reply)) => waiting.push_back(reply),
-            // Nobody can ask for more; streams that are open go on while their owners hold links.
-            Poll::Ready(None) => return Poll::Ready(()),
-            Poll::Pending => break,
+/// What drives the multiplexer.
+struct Driver {
+    connection: Connection<Channel<Quiet<Compat<UnixStream>>>>,
+    backlogs: Arc<Backlogs>,
+    wanted: mpsc::UnboundedReceiver<oneshot::Sender<Stream>>,
+    /// Who waits for a stream.
+    waiting: VecDeque<oneshot::Sender<Stream>>,
+}
+
+impl Driver {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.wanted.poll_recv(context) {
+                Poll::Ready(Some(reply)) => self.wait(reply),
+                // Nobody can ask for more; streams that are open go on while their owners hold links.
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        loop {
+            // First, as this is where the multiplexer forgets streams that were dropped. The guest opens
+            // none: whatever this is, it is not our agent. Else the channel ended.
+            if self.connection.poll_next_inbound(context).is_ready() {
+                return Poll::Ready(());
+            }
+            // Whoever gave up needs none.
+            while self.waiting.front().is_some_and(oneshot::Sender::is_closed) {
+                self.waiting.pop_front();
+            }
+            let Some(reply) = self.waiting.pop_front() else {
+                return Poll::Pending;
+            };
+            match self.connection.poll_new_outbound(context) {
+                Poll::Ready(Ok(stream)) => {
+                    let _ = reply.send(self.backlogs.track(stream));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => {
+                    self.waiting.push_front(reply);
+                    return Poll::Pending;
+                }
+            }
         }
     }
-    loop {
-        // First, as this is where the multiplexer forgets streams that were dropped. The guest opens
-        // none: whatever this is, it is not our agent. Else the channel ended.
-        if connection.poll_next_inbound(context).is_ready() {
-            return Poll::Ready(());
+
+    /// An agent that acknowledges no stream lets callers wait, of whom all but some have given up.
+    fn wait(&mut self, reply: oneshot::Sender<Stream>) {
+        if self.waiting.len() > KNOWN_STREAMS {
+            self.waiting.retain(|reply| !reply.is_closed());
         }
-        // Whoever gave up needs none.
-        while waiting.front().is_some_and(oneshot::Sender::is_closed) {
-            waiting.pop_front();
-        }
-        let Some(reply) = waiting.pop_front() else {
-            return Poll::Pending;
-        };
-        match connection.poll_new_outbound(context) {
-            Poll::Ready(Ok(stream)) => {
-                let _ = reply.send(stream);
-            }
-            Poll::Ready(Err(_)) => return Poll::Ready(()),
-            Poll::Pending => {
-                waiting.push_front(reply);
-                return Poll::Pending;
-            }
-        }
+        self.waiting.push_back(reply);
     }
 }
 

@@ -13,6 +13,7 @@
 //! Whatever a guest says is checked and bounded by `capsa-agent-proto`; an agent that is silent or
 //! talks nonsense costs its own sandbox.
 
+mod backlog;
 mod boot;
 mod builder;
 mod content;

@@ -17,9 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use yamux::Stream;
 
-use super::link::{AgentLink, AgentStream, failed, refused};
+use super::link::{AgentLink, AgentStream, Stream, failed, refused};
 use crate::driver;
 
 /// How a program ended.

@@ -8,12 +8,11 @@ use capsa_agent_proto::{Accepted, Open};
 use capsa_core::error::{AgentFailure, Result};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use yamux::Stream;
 
 use super::landing::Destination;
 use super::{CopyFrom, CopyLimits, CopyProgress, CopySummary, Observer, STEPS, Step, joined};
 use crate::sandbox::files::guest_path;
-use crate::sandbox::link::{failed, misbehaved, refused};
+use crate::sandbox::link::{Stream, failed, misbehaved, refused};
 
 pub(super) async fn receive(copy: CopyFrom) -> Result<CopySummary> {
     let path = guest_path(&copy.guest)?;

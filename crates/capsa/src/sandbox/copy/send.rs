@@ -13,12 +13,11 @@ use futures_util::future::{Either, select};
 use futures_util::io::WriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use yamux::Stream;
 
 use super::walk::walk;
 use super::{CopyProgress, CopySummary, CopyTo, Observer, STEPS, Step, joined};
 use crate::sandbox::files::guest_path;
-use crate::sandbox::link::{failed, misbehaved, refused};
+use crate::sandbox::link::{Stream, failed, misbehaved, refused};
 
 pub(super) async fn send(copy: CopyTo) -> Result<CopySummary> {
     let path = guest_path(&copy.guest)?;
