@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::{BackendChoice, Isolation, KernelCmdline, SharedDir};
+use capsa::{BackendChoice, Isolation, KernelCmdline, SharedDir, User};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -25,8 +25,8 @@ use crate::{quantity, share};
     after_help = "\
 Examples:
   capsa setup                    make the guest kit, once: a small Linux
-  capsa run                      boot it to a shell; the exit status is 0 when
-                                 the guest powers off: see `capsa run --help`
+  capsa exec -- uname -a         run a command in a fresh VM
+  capsa run                      boot it to a shell: see `capsa run --help`
   echo 'uname -a' | capsa run    have it run commands"
 )]
 pub(crate) struct Cli {
@@ -85,19 +85,56 @@ Example:
     },
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "\
+const EXEC_DETAILS: &str = "\
 The command runs as root in a Linux of its own, in memory, without a network;
-busybox has the usual programs, unless --root says otherwise. What it prints is printed here, byte for byte,
-and its exit status is this command's: 128 and the signal's number for a command
-that one ended, 126 when it cannot be run, 127 when it is not there, 124 when
---timeout ran out, 125 when Capsa itself failed. Ctrl-C, SIGTERM and SIGHUP go
-to the command; a second one ends the sandbox.
+busybox has the usual programs, unless --root says otherwise. Its environment is
+PATH, HOME, LANG, TERM and what --env and --env-file give it; of two values the
+later counts, and --env after any file. What it prints is printed here, byte for
+byte.
 
+When standard input and standard output are terminals, the command has one too,
+of the same size and kind, and every key is the command's, Ctrl-C and Ctrl-Z
+included. Only Ctrl-] is Capsa's: it hangs the command up (SIGHUP), and a second
+one kills the sandbox. Otherwise Ctrl-C is passed on as a signal, and a second
+one kills the sandbox; so are SIGTERM and SIGHUP in any case.
+
+The exit status is the command's: 128 and the signal's number for a command that
+one ended, 126 when it cannot be run, 127 when it is not there, 124 when
+--timeout ran out, 137 when Ctrl-] killed the sandbox, 130, 143 or 129 when
+Ctrl-C, SIGTERM or SIGHUP did, 141 when nobody reads standard output any more,
+and 125 when Capsa itself failed, usage included.
+
+--status-file says it without a doubt, in JSON that is written whole or not at
+all, as soon as it is known:
+  {\"outcome\":\"exited\",\"status\":7}
+  {\"outcome\":\"signaled\",\"signal\":9,\"status\":137}
+  {\"outcome\":\"timeout\",\"status\":124}
+  {\"outcome\":\"interrupted\",\"signal\":15,\"status\":143}   by a signal to capsa
+  {\"outcome\":\"killed\",\"status\":137}                    by Ctrl-]
+  {\"outcome\":\"failed\",\"status\":127,
+   \"error\":{\"code\":\"E0901\",\"message\":\"...\",\"hint\":null}}
+`status` is always the exit status. A file of that name is removed first, so that
+without one capsa has not ended, or was killed.
+
+-v shows what the guest says while it boots, on standard error.
+
+--env-file reads what Docker's does: a NAME=VALUE or NAME per line, with no
+quotes, where lines that are empty or begin with # do not count.
+";
+
+const EXEC_EXAMPLES: &str = "\
 Examples:
   capsa exec -- uname -a
-  capsa exec --share .:/work:rw -- sh -c 'cd /work && ls -l > listing'
-  capsa exec --root / --share .:/work:rw --cwd /work -- cargo build")]
+  capsa exec -- sh
+  capsa exec --timeout 5m --status-file status.json -- sh -c 'exit 7'
+  capsa exec --share .:/work:rw --cwd /work -- sh -c 'ls -l > listing'
+  capsa exec --root / --share .:/work:rw --cwd /work -- cargo build";
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = EXEC_EXAMPLES,
+    after_long_help = format!("{EXEC_DETAILS}\n{EXEC_EXAMPLES}")
+)]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) root: RootArgs,
@@ -114,13 +151,34 @@ pub(crate) struct ExecArgs {
     )]
     pub(crate) env: Vec<EnvArg>,
 
-    /// The command's working directory
-    #[arg(long, value_name = "FOLDER", default_value = "/")]
-    pub(crate) cwd: OsString,
+    /// Set the variables that a file has, one per line: NAME=VALUE or NAME
+    #[arg(long = "env-file", value_name = "FILE")]
+    pub(crate) env_files: Vec<PathBuf>,
 
-    /// As whom the command runs, by the number of the guest's user [default: root]
-    #[arg(long, value_name = "UID")]
-    pub(crate) user: Option<u32>,
+    /// The command's working directory [default: /]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) cwd: Option<OsString>,
+
+    // A doc comment would make a link of the brackets.
+    #[arg(
+        long,
+        value_name = "USER",
+        value_parser = user,
+        help = "As whom the command runs, in the guest: NAME or UID[:GID] [default: root]"
+    )]
+    pub(crate) user: Option<User>,
+
+    /// Give the command a terminal, whether there is one here or not
+    #[arg(short, long, overrides_with = "no_tty")]
+    pub(crate) tty: bool,
+
+    /// Give the command no terminal, though there is one here
+    #[arg(long, overrides_with = "tty")]
+    pub(crate) no_tty: bool,
+
+    /// Write to this file how the command ended, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) status_file: Option<PathBuf>,
 
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -240,6 +298,10 @@ pub(crate) struct MachineArgs {
     )]
     pub(crate) shares: Vec<SharedDir>,
 
+    /// How the guest reaches a network [default: none]
+    #[arg(long = "net", alias = "network", value_name = "MODE")]
+    pub(crate) network: Option<NetworkSetting>,
+
     /// The number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
@@ -276,10 +338,6 @@ pub(crate) struct VmArgs {
     /// The format of disks that do not name one; by default their extension says it
     #[arg(long, value_name = "FORMAT", requires = "disks")]
     pub(crate) disk_format: Option<DiskFormat>,
-
-    /// How the guest reaches a network
-    #[arg(long = "net", alias = "network", value_name = "MODE")]
-    pub(crate) network: Option<NetworkSetting>,
 
     /// Connect the console: stdio both ways, enabled only to standard output;
     /// the default is stdio for the guest kit, else disabled
@@ -323,6 +381,13 @@ pub(crate) struct SetupArgs {
     /// Make it in this folder
     #[arg(long, value_name = "FOLDER")]
     pub(crate) folder: Option<PathBuf>,
+}
+
+fn user(text: &str) -> Result<User, &'static str> {
+    match text {
+        "" => Err("a user is a NAME, a UID or UID:GID"),
+        text => Ok(text.into()),
+    }
 }
 
 fn backend_choice() -> impl TypedValueParser<Value = BackendChoice> {

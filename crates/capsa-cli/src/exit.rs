@@ -1,5 +1,6 @@
 //! How the program ends: one place turns every outcome into an exit status and its last words.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::process::ExitCode;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 
 use capsa::{Error, ExitReason, ProblemKind, StartFailure};
 
-use crate::messages;
+use crate::{exec, messages};
 
 /// What every command returns.
 pub(crate) type Done = Result<Exit, Failure>;
@@ -37,6 +38,11 @@ impl Exit {
     pub(crate) const KILLED: Self = Self(128 + 9);
     /// Nobody reads standard output any more: what a shell reports for SIGPIPE.
     pub(crate) const BROKEN_PIPE: Self = Self(128 + 13);
+
+    /// The number.
+    pub(crate) fn code(self) -> u8 {
+        self.0
+    }
 
     /// The status of the command of `exec`.
     pub(crate) fn of_command(status: u8) -> Self {
@@ -134,7 +140,8 @@ impl Failure {
         }
     }
 
-    fn code(&self) -> Option<&'static str> {
+    /// The library's code for it, if it is the library's.
+    pub(crate) fn code(&self) -> Option<&'static str> {
         match self {
             Self::Library { error, .. } => Some(error.code()),
             Self::Exec { failure, .. } => failure.code(),
@@ -151,7 +158,8 @@ impl Failure {
         }
     }
 
-    fn hint(&self) -> Option<String> {
+    /// What to do about it, where that is known.
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Library { error, .. } => error.hint().map(Into::into),
             Self::Missing { hint, .. } => Some((*hint).to_owned()),
@@ -184,17 +192,21 @@ impl From<Error> for Failure {
 /// Says what is wrong with what was typed, and ends the program: `exec` has a status of its own for
 /// that, since a command may end with any other.
 pub(crate) fn usage(error: &clap::Error) -> ! {
-    let is_exec = std::env::args_os()
-        .nth(1)
+    let mut args = std::env::args_os().skip(1).take_while(|arg| arg != "--");
+    let is_option = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+    let is_exec = args
+        .find(|arg| !is_option(arg))
         .is_some_and(|first| first == "exec");
-    match is_exec && error.use_stderr() {
-        true => {
-            // There is nothing to do about a standard error that does not work.
-            let _ = error.print();
-            std::process::exit(Exit::EXEC_FAILED.0.into())
-        }
-        false => error.exit(),
+    if !(is_exec && error.use_stderr()) {
+        error.exit()
     }
+    // There is nothing to do about a standard error that does not work.
+    let _ = error.print();
+    let text = error.render().to_string();
+    // What follows is help.
+    let message = text.split("\n\n").next().unwrap_or_default();
+    exec::report_usage(args, message.trim_start_matches("error: "));
+    std::process::exit(Exit::EXEC_FAILED.0.into())
 }
 
 /// Says what went wrong, and gives the status with which the program ends.

@@ -5,6 +5,7 @@
 //! config (what a file says)┴─> settings ─> run ─┬─> session   a person at a terminal
 //!                                              ├─> script    lines for the guest kit's shell
 //!                                              └─> forward   bytes for anything else
+//! cli ─> exec   a command in a sandbox
 //! ```
 //!
 //! Everything that ends the program passes through `main`: one place decides the exit status.
@@ -19,6 +20,7 @@ mod doctor;
 mod exec;
 mod exit;
 mod forward;
+mod keys;
 mod messages;
 mod nearest;
 mod progress;
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
     messages::log_to_stderr(cli.verbose);
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
-        Command::Exec(args) => exec::exec(*args),
+        Command::Exec(args) => exec::exec(*args, cli.verbose > 0),
         Command::Backends { json } => backends::backends(json),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Version => stdout::text(&format!("capsa {}\n", env!("CARGO_PKG_VERSION"))),

@@ -33,6 +33,11 @@ pub(crate) fn warning(text: &str) {
     say(&format!("{WARNING}warning{WARNING:#}: {text}\n"));
 }
 
+/// Shows what a guest said, which must have been escaped.
+pub(crate) fn quote(line: &str) {
+    say(&format!("  | {line}\n"));
+}
+
 /// Rings the terminal's bell.
 pub(crate) fn bell() {
     say("\x07");

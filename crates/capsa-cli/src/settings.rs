@@ -145,7 +145,7 @@ impl Settings {
         let machine = args.machine;
         self.shares.extend(machine.shares);
         Self {
-            network: args.network.or(self.network),
+            network: machine.network.or(self.network),
             console: args.console.or(self.console),
             cpus: machine.cpus.or(self.cpus),
             memory_mb: machine.memory.or(self.memory_mb),

@@ -12,8 +12,7 @@ use crate::messages;
 /// How long the guest's last output may take to be written after a signal.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// SIGINT, SIGTERM and SIGHUP: the first asks the guest to power off, as `stop` does, a second one
-/// kills it.
+/// SIGINT, SIGTERM and SIGHUP.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -44,7 +43,8 @@ impl Signals {
         self.received.map(Exit::signal)
     }
 
-    /// Waits for a signal and ends the VM. Returns only after that, and after a moment for the
+    /// Waits for a signal and ends the VM: the first asks the guest to power off, as `stop` does, a
+    /// second one kills it. Returns only after that, and after a moment for the
     /// guest's last output.
     pub(crate) async fn obey(&mut self, vm: &VmHandle) {
         let first = self.next().await;

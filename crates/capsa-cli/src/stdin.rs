@@ -8,8 +8,11 @@ use tokio::sync::mpsc;
 
 use crate::exit::Failure;
 
-/// Most bytes of one piece: a line that is longer comes in several.
-const PIECE: usize = 4096;
+/// Most bytes that are read at once: what a pipe holds.
+const PIECE: usize = 64 << 10;
+
+/// Most bytes of a line: one that is longer comes in several pieces.
+const LINE: u64 = 4096;
 
 /// The bytes of standard input as they come, until its end.
 pub(crate) fn bytes() -> Result<mpsc::Receiver<Vec<u8>>, Failure> {
@@ -25,7 +28,7 @@ pub(crate) fn bytes() -> Result<mpsc::Receiver<Vec<u8>>, Failure> {
 pub(crate) fn lines() -> Result<mpsc::Receiver<Vec<u8>>, Failure> {
     read(|stdin| {
         let mut piece = Vec::new();
-        stdin.take(PIECE as u64).read_until(b'\n', &mut piece)?;
+        stdin.take(LINE).read_until(b'\n', &mut piece)?;
         Ok(piece)
     })
 }

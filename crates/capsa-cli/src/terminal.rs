@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+use crate::messages;
+
 /// The mode that the terminal had, while it is raw. Global, because a panic's message must find
 /// the terminal as it was, and it is printed before any destructor runs.
 static COOKED: Mutex<Option<Termios>> = Mutex::new(None);
@@ -32,7 +34,13 @@ impl RawMode {
     }
 
     /// Switches to raw mode again, after a shell has taken the terminal and given it back.
-    pub(crate) fn again(&self) -> io::Result<()> {
+    pub(crate) fn again_or_warn(&self) {
+        if let Err(error) = self.again() {
+            messages::warning(&format!("the terminal's mode cannot be set: {error}"));
+        }
+    }
+
+    fn again(&self) -> io::Result<()> {
         if let Some(mode) = lock().as_ref() {
             let mut mode = mode.clone();
             mode.make_raw();

@@ -64,8 +64,8 @@ pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use doctor::{Finding, Report, Requirement, doctor};
 pub use sandbox::{
     CopyFrom, CopyLimits, CopyProgress, CopySummary, CopyTo, DirEntry, Exec, ExecOutput,
-    ExecStatus, FileKind, FileMetadata, FileReader, FileWriter, Process, ProcessOutput,
-    ProcessStdin, Sandbox, SandboxBuilder, SandboxInfo, Stdio, TerminalSize, User,
+    ExecStatus, FileKind, FileMetadata, FileReader, FileWriter, PreparedSandbox, Process,
+    ProcessOutput, ProcessStdin, Sandbox, SandboxBuilder, SandboxInfo, Stdio, TerminalSize, User,
 };
 pub use vm::{RetryPolicy, VmHandle};
 pub use vsock::{VsockListener, VsockStream};

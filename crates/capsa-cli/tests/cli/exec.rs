@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 use crate::program::{Program, stderr, stdout};
 
@@ -79,8 +80,195 @@ fn vm_exec_tells_its_own_failures_from_the_commands() {
         assert!(stderr(&ended).contains(command), "{}", stderr(&ended));
         assert_eq!(stdout(&ended), "");
     }
-    let args = ["exec", "--timeout", "8s", "--", "sleep", "1000"];
-    program.run(&args, "").code(124);
+}
+
+/// What the status file says, in its one line.
+fn status(program: &Program) -> Value {
+    let text = std::fs::read_to_string(program.folder().join("status")).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn vm_exec_says_in_a_file_how_it_ended() {
+    let program = Program::with_kit();
+    program.file("status", "of an earlier command");
+    let exec = ["exec", "--status-file", "status"];
+    for (rest, expected) in [
+        (
+            &["--", "sh", "-c", "exit 125"][..],
+            json!({"outcome": "exited", "status": 125}),
+        ),
+        (
+            &["--", "sh", "-c", "kill -9 $$"],
+            json!({"outcome": "signaled", "signal": 9, "status": 137}),
+        ),
+        (
+            &["--timeout", "8s", "--", "sleep", "1000"],
+            json!({"outcome": "timeout", "status": 124}),
+        ),
+        (
+            &["--timeout", "100ms", "--", "true"],
+            json!({"outcome": "timeout", "status": 124}),
+        ),
+    ] {
+        let code = expected["status"].as_i64().unwrap();
+        let ended = program.run(&[&exec[..], rest].concat(), "");
+        ended.code(i32::try_from(code).unwrap());
+        assert_eq!(status(&program), expected);
+    }
+    let args = [&exec[..], &["--", "nosuchprogram"]].concat();
+    program.run(&args, "").code(127);
+    let said = status(&program);
+    assert_eq!(
+        (&said["outcome"], &said["status"]),
+        (&json!("failed"), &json!(127))
+    );
+    assert_eq!(said["error"]["code"], "E0901");
+    let message = said["error"]["message"].as_str().unwrap();
+    assert!(message.contains("nosuchprogram"), "{said}");
+    assert_eq!(program.files(), ["status"]);
+}
+
+#[test]
+fn vm_exec_is_interrupted_by_a_second_signal() {
+    let program = Program::with_kit();
+    let script = "trap '' TERM; echo ready; while :; do sleep 1; done";
+    let mut child = program
+        .command(&["exec", "--status-file", "status", "--", "sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    // Two signals that come at once are one.
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    told.find(|line| line.as_ref().unwrap().contains("passed the signal"))
+        .unwrap()
+        .unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let expected = json!({"outcome": "interrupted", "signal": 15, "status": 143});
+    assert_eq!(status(&program), expected);
+}
+
+#[test]
+fn exec_says_in_a_file_why_it_did_not_begin() {
+    let program = Program::without_kit();
+    for args in [
+        &["exec", "--status-file", "status", "--", "true"][..],
+        &[
+            "exec",
+            "--status-file",
+            "status",
+            "--net",
+            "nonsense",
+            "--",
+            "true",
+        ],
+        &[
+            "-v",
+            "exec",
+            "--nonsense",
+            "--status-file",
+            "status",
+            "--",
+            "true",
+        ],
+        &[
+            "exec",
+            "--status-file",
+            "status",
+            "--env-file",
+            "missing",
+            "--",
+            "true",
+        ],
+    ] {
+        program.file("status", "of an earlier command");
+        program.run(args, "").code(125);
+        let said = status(&program);
+        assert_eq!(
+            (&said["outcome"], &said["status"]),
+            (&json!("failed"), &json!(125))
+        );
+        let message = said["error"]["message"].as_str().unwrap();
+        assert!(!message.is_empty(), "{said}");
+    }
+    // What is no file is not replaced by one.
+    for path in ["/dev/null", ".", "no/such/folder"] {
+        let ended = program.run(&["exec", "--status-file", path, "--", "true"], "");
+        let ended = ended.code(125);
+        assert!(stderr(&ended).contains(path), "{}", stderr(&ended));
+    }
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+}
+
+#[test]
+fn vm_exec_has_the_variables_and_the_user_that_it_is_given() {
+    let program = Program::with_kit();
+    program.file(
+        "env",
+        "# of the test\n\nA=from the file\nB= b \nTERM=vt100\n",
+    );
+    let script = "echo \"$A,$B,$TERM,$(id -u):$(id -g),$(pwd)\"; test -t 0 && echo terminal";
+    let exec = [
+        "exec",
+        "--env-file",
+        "env",
+        "--env",
+        "A=typed",
+        "--cwd",
+        "/tmp",
+    ];
+    let rest = ["--user", "7:8", "--tty", "--", "sh", "-c", script];
+    let ended = program.run(&[&exec[..], &rest].concat(), "").code(0);
+    assert_eq!(stdout(&ended), "typed, b ,vt100,7:8,/tmp\r\nterminal\r\n");
+    let args = ["exec", "--user", "nosuchuser", "--", "true"];
+    let ended = program.run(&args, "").code(125);
+    assert!(stderr(&ended).contains("nosuchuser"), "{}", stderr(&ended));
+}
+
+#[test]
+fn exec_names_the_line_of_a_file_that_makes_no_sense() {
+    let program = Program::without_kit();
+    program.file("env", "A=b\n\nA B=c\n");
+    let ended = program.run(&["exec", "--env-file", "env", "--", "true"], "");
+    let ended = ended.code(125);
+    assert!(stderr(&ended).contains("env:3: "), "{}", stderr(&ended));
+    let ended = program.run(&["exec", "--env", "NOSUCHVARIABLE", "--", "true"], "");
+    let ended = ended.code(125);
+    assert!(
+        stderr(&ended).contains("NOSUCHVARIABLE"),
+        "{}",
+        stderr(&ended)
+    );
+}
+
+#[test]
+fn vm_exec_shows_the_boot_only_when_it_is_asked() {
+    let program = Program::with_kit();
+    let ended = program.run(&["exec", "-v", "--", "echo", "hi"], "").code(0);
+    assert_eq!(stdout(&ended), "hi\n");
+    let told = stderr(&ended);
+    let boot = |line: &&str| line.starts_with("  | [") && line.contains("Run /sbin/capsa-guest");
+    assert!(told.lines().any(|line| boot(&line)), "{told}");
+}
+
+#[test]
+fn vm_exec_ends_with_its_command() {
+    let program = Program::with_kit();
+    // What it leaves behind has its output open.
+    let args = ["exec", "--", "sh", "-c", "sleep 1000 & echo hi"];
+    assert_eq!(stdout(&program.run(&args, "").code(0)), "hi\n");
+    let bytes: Vec<u8> = (0..=250).cycle().take(1 << 20).collect();
+    let ended = program.run(&["exec", "--", "cat"], bytes.clone()).code(0);
+    assert!(ended.get_output().stdout == bytes);
 }
 
 #[test]

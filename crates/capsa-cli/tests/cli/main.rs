@@ -7,8 +7,10 @@
 )]
 
 mod exec;
+mod exec_terminal;
 mod file_server;
 mod pipes;
 mod program;
+mod pty;
 mod terminal;
 mod usage;

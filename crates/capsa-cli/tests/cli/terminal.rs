@@ -1,83 +1,9 @@
-//! A person at a terminal: a pseudo-terminal, with the test at its other end.
+//! A person at a terminal talks to a guest.
 
-use std::fs::File;
-
-use crate::program::Program;
 use rexpect::process::Signal;
-use rexpect::process::WaitStatus;
-use rexpect::session::PtySession;
-use rustix::fs::{Mode, OFlags};
-use rustix::pty::ptsname;
-use rustix::termios::{
-    LocalModes, OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize,
-};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-const LIMIT_MS: u64 = 60_000;
-
-/// The program at a terminal of 33 rows and 99 columns.
-struct Terminal {
-    session: PtySession,
-    /// The program's end of the terminal, kept open so that its mode can be read afterwards.
-    tty: File,
-    _program: Program,
-}
-
-impl Terminal {
-    fn start(args: &[&str]) -> Self {
-        let program = Program::with_kit();
-        let session =
-            rexpect::session::spawn_command(program.command(args), Some(LIMIT_MS)).unwrap();
-        let master = session.process().get_file_handle().unwrap();
-        let size = Winsize {
-            ws_row: 33,
-            ws_col: 99,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        tcsetwinsize(&master, size).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap();
-        let tty = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-        Self {
-            session,
-            tty: tty.into(),
-            _program: program,
-        }
-    }
-
-    /// Waits for the kit's prompt.
-    fn prompt(&mut self) {
-        self.session.exp_string("capsa:~# ").unwrap();
-        self.assert_raw();
-    }
-
-    fn type_line(&mut self, line: &str) {
-        self.session.send(&format!("{line}\r")).unwrap();
-        self.session.flush().unwrap();
-    }
-
-    fn press(&mut self, key: &str) {
-        self.session.send(key).unwrap();
-        self.session.flush().unwrap();
-    }
-
-    fn assert_raw(&self) {
-        let mode = tcgetattr(&self.tty).unwrap();
-        let cooked = LocalModes::ICANON | LocalModes::ISIG;
-        assert!(!mode.local_modes.intersects(cooked), "{mode:?}");
-    }
-
-    /// Waits for the program's end, without a key press, and for the terminal as it was.
-    fn assert_ends_with(self, code: i32) {
-        match self.session.process().wait().unwrap() {
-            WaitStatus::Exited(_, status) => assert_eq!(status, code),
-            other => panic!("{other:?}"),
-        }
-        let mode = tcgetattr(&self.tty).unwrap();
-        let cooked = LocalModes::ICANON | LocalModes::ISIG;
-        assert!(mode.local_modes.contains(cooked), "{mode:?}");
-        assert!(mode.output_modes.contains(OutputModes::OPOST), "{mode:?}");
-    }
-}
+use crate::pty::Terminal;
 
 #[test]
 fn vm_the_shell_is_the_persons() {

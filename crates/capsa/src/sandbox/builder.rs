@@ -1,41 +1,30 @@
-//! What a sandbox is to be, and its start.
+//! What a sandbox is to be.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_core::backend::BackendChoice;
 use capsa_core::boot::LinuxBoot;
 use capsa_core::cmdline::CmdlineArg;
 use capsa_core::disk::DiskImage;
-use capsa_core::error::{AgentFailure, Error, Result};
+use capsa_core::error::{Error, Result};
 use capsa_core::kit::KitFailure;
 use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
 use capsa_core::root::SandboxRoot;
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::vsock::VsockConfig;
-use tokio::sync::Mutex;
-use tokio::time::timeout;
 
 use super::boot::{self, AgentBoot};
 use super::exec::Surroundings;
-use super::link::AgentLink;
-use super::{Sandbox, User, main_process, root};
+use super::{PreparedSandbox, Sandbox, User, root};
 use crate::builder::{LinuxVmBuilder, VmConfig};
-use crate::driver;
 use crate::kit::{self, Kit};
-use crate::vm::{RetryPolicy, VmHandle};
+use crate::vm::RetryPolicy;
 
 /// How long a guest may take until its agent answers: it takes seconds under emulation, and much less
 /// without.
 const READY_LIMIT: Duration = Duration::from_secs(60);
-
-/// The number of the main process; others have higher ones.
-const MAIN: u32 = 0;
-
-/// How long a VM may take to end after its channel has.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Builds a [`Sandbox`]; made by [`Capsa::sandbox`](crate::Capsa::sandbox).
 ///
@@ -281,18 +270,18 @@ impl SandboxBuilder {
         self
     }
 
-    /// Checks everything, boots the VM, waits until its agent answers, and runs the main process.
+    /// Checks everything, as [`LinuxVmBuilder::build`] does, and makes the VM without starting it: for
+    /// who wants to see its console while it boots, or which backend runs it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the VM.
+    /// Dropping the future leaves nothing behind.
     ///
     /// # Errors
     ///
-    /// As [`LinuxVmBuilder::build`] and [`VmHandle::start`](crate::VmHandle::start). [`Error::Kit`]
-    /// without a guest kit. [`Error::Agent`] when the agent does not answer, with the console's last
-    /// lines, or when it refuses the main process.
-    pub async fn start(self) -> Result<Sandbox> {
+    /// As [`LinuxVmBuilder::build`]; [`Error::Kit`] without a guest kit, [`Error::Agent`] without the
+    /// guest's program.
+    pub async fn build(self) -> Result<PreparedSandbox> {
         let Self {
             kit,
             options,
@@ -319,97 +308,27 @@ impl SandboxBuilder {
         let first_process = format!("rdinit={}", boot::FIRST_PROCESS);
         let options = options.boot(files).cmdline_arg(first_process);
         let vm = options.root(root).build_sandbox(boot).await?;
-        surroundings.of_root(root::environment(vm.shares()));
-        vm.start().await?;
-        let up = async {
-            let link = connect(host).await?;
-            let main = match main {
-                Some(argv) => {
-                    let request = surroundings.clone().request(MAIN, argv);
-                    Some(main_process::start(&link, &vm, request).await?)
-                }
-                None => None,
-            };
-            Ok::<_, Error>((link, main))
-        };
-        let (link, main) = match timeout(ready_limit, last_words(&vm, up)).await {
-            Ok(up) => up?,
-            Err(_) => {
-                let failure = AgentFailure::NotReady {
-                    after: ready_limit,
-                    console_tail: vm.console_tail(),
-                };
-                return Err(failure.into());
-            }
-        };
-        Ok(Sandbox {
+        surroundings.set_defaults(root::environment(vm.shares()));
+        Ok(PreparedSandbox {
             vm,
-            link,
-            numbers: Arc::new((MAIN + 1).into()),
+            host,
+            ready_limit,
             surroundings,
-            main: Mutex::new(main),
+            main,
         })
     }
-}
 
-#[cfg(feature = "test-utils")]
-impl Sandbox {
-    /// A sandbox of a VM that runs and of an agent that is no guest's.
-    pub(crate) async fn with_agent(
-        vm: VmHandle,
-        stream: std::os::unix::net::UnixStream,
-        token: [u8; 32],
-    ) -> Result<Self> {
-        let token = capsa_agent_proto::preamble::Token(token);
-        Ok(Self {
-            vm,
-            link: connect(boot::HostEnd { stream, token }).await?,
-            numbers: Arc::default(),
-            surroundings: Surroundings::default(),
-            main: Mutex::default(),
-        })
+    /// Checks everything, boots the VM, waits until its agent answers, and runs the main process: the
+    /// same as [`build`](Self::build) and [`PreparedSandbox::start`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the VM.
+    ///
+    /// # Errors
+    ///
+    /// As both.
+    pub async fn start(self) -> Result<Sandbox> {
+        self.build().await?.start().await
     }
-}
-
-/// What is done with a guest, or what the guest said last when it ended meanwhile.
-async fn last_words<T>(vm: &VmHandle, done: impl Future<Output = Result<T>>) -> Result<T> {
-    let ended = || AgentFailure::Ended {
-        console_tail: vm.console_tail(),
-    };
-    let failed = tokio::select! {
-        done = done => match done {
-            Ok(done) => return Ok(done),
-            Err(failed) => failed,
-        },
-        waited = vm.wait() => return Err(waited.err().unwrap_or_else(|| ended().into())),
-    };
-    // A VM that ends closes the channel before it has said its last.
-    match vm.wait_timeout(LAST_WORDS).await? {
-        Some(_) => Err(ended().into()),
-        None => Err(failed),
-    }
-}
-
-/// Establishes the connection where it is driven: on the driver thread.
-async fn connect(host: boot::HostEnd) -> Result<AgentLink> {
-    let (reply, established) = tokio::sync::oneshot::channel();
-    let run = driver::run(async move {
-        match AgentLink::establish(host).await {
-            Ok((link, drive)) => {
-                let _ = reply.send(Ok(link));
-                drive.await;
-            }
-            Err(failure) => {
-                let _ = reply.send(Err(failure));
-            }
-        }
-    });
-    run.map_err(|source| AgentFailure::Host {
-        action: "run the connection to the agent",
-        source,
-    })?;
-    let gone = |_| AgentFailure::Lost {
-        message: "its thread has ended".into(),
-    };
-    Ok(established.await.map_err(gone)??)
 }

@@ -59,8 +59,8 @@ impl Surroundings {
         self.env.clear();
     }
 
-    /// What the root is makes a difference to what is right where nobody has said anything.
-    pub(super) fn of_root(&mut self, variables: Vec<(OsString, OsString)>) {
+    /// Changes what is right where nobody has said anything.
+    pub(super) fn set_defaults(&mut self, variables: Vec<(OsString, OsString)>) {
         for variable in variables {
             replace(&mut self.defaults, variable);
         }
@@ -176,12 +176,14 @@ impl Exec {
     }
 
     /// Gives the program a terminal of this size, which is all of its standard streams: it has no
-    /// standard error of its own. `TERM` is `xterm` unless it is set after this.
+    /// standard error of its own. Its `TERM` is `xterm` unless it is set.
     ///
     /// The end of its standard input types the terminal's end-of-file character, Ctrl-D.
     pub fn tty(mut self, size: TerminalSize) -> Self {
         self.terminal = Some(size);
-        self.env("TERM", TERMINAL)
+        let kind = vec![("TERM".into(), TERMINAL.into())];
+        self.surroundings.set_defaults(kind);
+        self
     }
 
     /// Has everything that the program started and left behind killed when it ends. Otherwise that

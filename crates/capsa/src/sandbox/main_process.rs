@@ -14,6 +14,7 @@ use capsa_core::error::{AgentFailure, Result};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::ENDING;
 use super::link::AgentLink;
 use super::process::{Control, End, Process};
 use crate::driver;
@@ -22,9 +23,6 @@ use crate::vm::{VmHandle, VmWatch};
 /// How long whoever reads the output of a main process that has ended has left to do so, once the VM
 /// was asked to stop. The guest itself gives up some seconds later.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-/// How long a VM may take to end after the agent in it has.
-const ENDING: Duration = Duration::from_secs(1);
 
 /// Starts the main process.
 pub(super) async fn start(

@@ -3,7 +3,7 @@
 //! ```text
 //! builder ──────── boot          Capsa's own first process, and what it is told, in the RAM disk
 //!    ├──────────── root          what programs see as `/`, and what goes with that
-//!  start ───────── link          the channel to the agent: one multiplexer on the driver thread
+//!  prepared ────── link          the channel to the agent: one multiplexer on the driver thread
 //!    └──────────── main_process  its status becomes the VM's exit code
 //! Sandbox::exec ── exec          a program that is to run
 //!  spawn ───────── process       and runs: a stream for its status, one for each standard stream
@@ -23,6 +23,7 @@ mod files;
 mod info;
 mod link;
 mod main_process;
+mod prepared;
 mod process;
 pub(crate) mod root;
 mod user;
@@ -31,6 +32,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use capsa_core::error::Result;
 use capsa_core::status::VmStatus;
@@ -43,6 +45,7 @@ pub use self::copy::{CopyFrom, CopyLimits, CopyProgress, CopySummary, CopyTo};
 pub use self::exec::{Exec, Stdio};
 pub use self::files::{DirEntry, FileKind, FileMetadata};
 pub use self::info::SandboxInfo;
+pub use self::prepared::PreparedSandbox;
 pub use self::process::{
     ExecOutput, ExecStatus, Process, ProcessOutput, ProcessStdin, TerminalSize,
 };
@@ -51,6 +54,9 @@ pub use self::user::User;
 use self::exec::Surroundings;
 use self::link::AgentLink;
 use crate::vm::VmHandle;
+
+/// How long a VM may take to end after the agent in it has.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// A VM in which programs run.
 ///
