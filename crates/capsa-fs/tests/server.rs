@@ -11,15 +11,17 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use fuse_backend_rs::abi::fuse_abi::{
     CreateIn, EntryOut, InHeader, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID, SetattrIn, WriteIn,
 };
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use seccompiler::apply_filter;
 use tempfile::TempDir;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
@@ -76,6 +78,9 @@ fn spawn_lacking(
         fcntl_setfd(inherited, FdFlags::empty()).unwrap();
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_capsa-fsd"));
+    let end = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+    // SAFETY: between fork and exec it makes a system call.
+    unsafe { command.pre_exec(end) };
     if let Some(filter) = lacking::filter(lacking) {
         // SAFETY: between fork and exec it makes two system calls on a value that was made before.
         unsafe { command.pre_exec(move || apply_filter(&filter).map_err(io::Error::other)) };
@@ -334,6 +339,19 @@ fn modes_and_times_are_set_without_namespaces() {
         assert_eq!((found.mode() & 0o7777, found.mtime()), (0o750, 77));
     }
     assert_eq!(set("link", MODIFIED), Err(libc::EOPNOTSUPP));
+}
+
+/// Also when it has become another user meanwhile, for which the kernel forgets who is to end it.
+#[test]
+fn it_ends_with_the_thread_that_started_it() {
+    let (_outer, folder) = folder();
+    if rustix::process::geteuid().is_root() {
+        chown(&folder, Some(4242), Some(4343)).unwrap();
+    }
+    let started = thread::spawn(move || Server::start(&folder, &["rw", "auto"]));
+    // It holds the connection: the monitor is there still.
+    let mut server = started.join().unwrap();
+    assert_eq!(server.process.wait().unwrap().signal(), Some(libc::SIGKILL));
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, statat};
 use rustix::fs::{Gid, Uid};
-use rustix::process::{DumpableBehavior, geteuid, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, geteuid, getgroups, getppid, parent_process_death_signal,
+    set_dumpable_behavior, set_parent_process_death_signal,
+};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
@@ -17,7 +20,8 @@ use rustix::thread::{
 const NOBODY: u32 = 65534;
 
 /// Root becomes the owner of the folder: what the guest makes there is the owner's, and what the owner
-/// may not read the guest may not.
+/// may not read the guest may not. The group is the folder's, as nothing but a database of users, which
+/// may be anywhere, says what the owner's is.
 pub(super) fn become_owner(folder: impl AsFd) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
@@ -35,13 +39,23 @@ pub(super) fn become_nobody() -> io::Result<()> {
 }
 
 fn become_user(uid: Uid, gid: Gid) -> io::Result<()> {
-    // The process has one thread, so these calls of a thread are the process's.
-    set_thread_groups(&[])?;
+    let (parent, signal) = (getppid(), parent_process_death_signal()?);
+    // The process has one thread, so these calls of a thread are the process's. It takes a privilege to
+    // give up even what is not there, which a container may withhold.
+    if !getgroups()?.is_empty() {
+        set_thread_groups(&[])?;
+    }
     set_thread_res_gid(gid, gid, gid)?;
     set_thread_res_uid(uid, uid, uid)?;
     // Otherwise the process's own entries in /proc, which it needs to map its user, would be root's.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    Ok(())
+    // A process that changes its user has forgotten that it ends with the one that started it, which may
+    // have ended in between.
+    set_parent_process_death_signal(signal)?;
+    match getppid() == parent {
+        true => Ok(()),
+        false => Err(io::ErrorKind::BrokenPipe.into()),
+    }
 }
 
 /// Gives every capability up, those that an exec could give included, and keeps other processes of

@@ -46,15 +46,19 @@ impl SharedFolder {
 
     fn check_xattr_change(&self, node: &Node, name: &CStr) -> Result<()> {
         self.check_writable()?;
-        let folder_of_a_file = self.settings.only.is_some() && node.kind == Kind::Folder;
-        match is_users(name) && !folder_of_a_file {
+        match is_users(name) && !self.is_around_a_file(node) {
             true => Ok(()),
             false => Err(Errno::PERM),
         }
     }
 
+    /// Where one file is shared, the folder that it is in is not, and neither are its attributes.
+    fn is_around_a_file(&self, node: &Node) -> bool {
+        self.settings.only.is_some() && node.kind == Kind::Folder
+    }
+
     pub(super) fn get_xattr(&self, node: &Node, name: &CStr, size: u32) -> Result<GetxattrReply> {
-        if !is_users(name) {
+        if !is_users(name) || self.is_around_a_file(node) {
             return Err(Errno::OPNOTSUPP);
         }
         let file = self.attributed(node)?;
@@ -69,6 +73,9 @@ impl SharedFolder {
     }
 
     pub(super) fn list_xattrs(&self, node: &Node, size: u32) -> Result<ListxattrReply> {
+        if self.is_around_a_file(node) {
+            return Err(Errno::OPNOTSUPP);
+        }
         let mut all = vec![0; MAX_BYTES];
         let length = rustix::fs::flistxattr(self.attributed(node)?, &mut *all)?;
         all.truncate(length);

@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
+use fuse_backend_rs::abi::fuse_abi::{GetxattrIn, Opcode, ROOT_ID};
+use rustix::fs::{XattrFlags, setxattr};
 use rustix::io::Errno;
+use vm_memory::ByteValued;
 
 use super::guest::{Guest, c_string, settings};
 use crate::settings::Settings;
@@ -50,6 +52,26 @@ fn its_neighbours_are_not_there_and_it_stays_where_it_is() {
     guest
         .set(ROOT_ID, |set| (set.valid, set.mode) = (1, 0o777))
         .unwrap_err();
+
+    let wanted = GetxattrIn {
+        size: 100,
+        padding: 0,
+    };
+    setxattr(
+        guest.host(""),
+        c"user.secret",
+        b"secret",
+        XattrFlags::empty(),
+    )
+    .unwrap();
+    let value = guest.send(
+        Opcode::Getxattr,
+        ROOT_ID,
+        &[wanted.as_slice(), b"user.secret\0"],
+    );
+    assert_eq!(value, Err(Errno::OPNOTSUPP));
+    let names = guest.send(Opcode::Listxattr, ROOT_ID, &[wanted.as_slice()]);
+    assert_eq!(names, Err(Errno::OPNOTSUPP));
 
     // What the host puts into its place is served if it is a file.
     fs::remove_file(guest.host("shared")).unwrap();
