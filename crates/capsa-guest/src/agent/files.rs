@@ -3,10 +3,10 @@
 //! Everything here runs on a thread of its own and waits there, for files as for the host.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -16,6 +16,7 @@ use capsa_agent_proto::frame::{
     write_message,
 };
 use capsa_agent_proto::{Accepted, Failure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use tokio::runtime::Handle;
 use yamux::Stream;
@@ -25,6 +26,12 @@ use yamux::Stream;
 const LISTING_BYTES: usize = 16 << 10;
 /// Entries that a part of a listing has.
 const LISTING_ENTRIES: usize = 512;
+
+/// How often a file that is not ready is left, to see whether the host still waits for it.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// Why a request came to no end.
 #[derive(Debug)]
@@ -70,8 +77,8 @@ pub(super) fn answer<M: Message>(
 pub(super) fn read(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
     let mut opened = None;
     answer(stream, |_| {
-        // Without O_NONBLOCK, to open a FIFO would wait for somebody who writes to it.
-        let file = open(OpenOptions::new().read(true), path)?;
+        let file = open(OpenOptions::new().read(true), path);
+        let file = file.map_err(|e| failure("open", path, &e))?;
         let metadata = file.metadata().map_err(|e| failure("look at", path, &e))?;
         if metadata.is_dir() {
             let error = io::ErrorKind::IsADirectory.into();
@@ -81,22 +88,20 @@ pub(super) fn read(stream: &mut Stream, path: &[u8]) -> Result<(), Trouble> {
         Ok(describe(&metadata))
     })?;
     // It was opened, or there would have been an answer of another kind.
-    let Some(mut file) = opened else {
+    let Some(file) = opened else {
         return Ok(());
     };
-    send_content(stream, &mut file, path).map(drop)
+    send_content(stream, &file, path).map(drop)
 }
 
 /// Sends what is left of a file. Returns how much that was.
-pub(super) fn send_content(
-    stream: &mut Stream,
-    file: &mut File,
-    path: &[u8],
-) -> Result<u64, Trouble> {
+pub(super) fn send_content(stream: &mut Stream, file: &File, path: &[u8]) -> Result<u64, Trouble> {
     let mut buffer = vec![0; MAX_CHUNK_BYTES];
     let mut sent = 0;
     loop {
-        match file.read(&mut buffer) {
+        match when_ready(stream, file, PollFlags::IN, |mut file| {
+            file.read(&mut buffer)
+        })? {
             Ok(0) => {
                 wait(end_content(stream, Ok(())))?;
                 return Ok(sent);
@@ -105,7 +110,6 @@ pub(super) fn send_content(
                 wait(write_chunk(stream, &buffer[..length]))?;
                 sent += length as u64;
             }
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) => {
                 let failure = failure("read", path, &e);
                 wait(end_content(stream, Err(failure.clone())))?;
@@ -117,19 +121,39 @@ pub(super) fn send_content(
 
 pub(super) fn write(stream: &mut Stream, path: &[u8], mode: u16) -> Result<(), Trouble> {
     answer(stream, |stream| {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        let mut file = open(options.mode((mode & 0o7777).into()), path)?;
-        receive_content(stream, &mut file, path)?;
+        let file = open_or_create(path, (mode & 0o7777).into());
+        let file = file.map_err(|e| failure("open", path, &e))?;
+        receive_content(stream, &file, path)?;
         Ok(Accepted)
     })
     .map(drop)
 }
 
+/// Opens a file for new content. If there is none, it is made, with these permissions whatever the
+/// umask is.
+fn open_or_create(path: &[u8], mode: u32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).truncate(true);
+    match open(&options, path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    let mut new = OpenOptions::new();
+    match open(new.write(true).create_new(true).mode(0o600), path) {
+        // A symlink to nothing, or something that somebody else has made since.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => open(options.create(true), path),
+        Err(e) => Err(e),
+        Ok(file) => {
+            file.set_permissions(Permissions::from_mode(mode))?;
+            Ok(file)
+        }
+    }
+}
+
 /// Writes the content that comes. Returns how much that was.
 pub(super) fn receive_content(
     stream: &mut Stream,
-    file: &mut File,
+    file: &File,
     path: &[u8],
 ) -> Result<u64, Trouble> {
     let mut buffer = Vec::new();
@@ -137,13 +161,40 @@ pub(super) fn receive_content(
     loop {
         match wait(read_chunk(stream, &mut buffer))? {
             Chunk::Data => {
-                file.write_all(&buffer)
-                    .map_err(|e| failure("write", path, &e))?;
+                let mut left = &buffer[..];
+                while !left.is_empty() {
+                    let written =
+                        when_ready(stream, file, PollFlags::OUT, |mut file| file.write(left))?
+                            .map_err(|e| failure("write", path, &e))?;
+                    left = &left[written..];
+                }
                 received += buffer.len() as u64;
             }
             Chunk::End => return Ok(received),
             Chunk::Aborted(failure) => return Err(failure.into()),
         }
+    }
+}
+
+/// Reads or writes a file that may have nothing, or take nothing, for now: a FIFO or a device. Waits
+/// for that, for as long as the host does.
+fn when_ready<T>(
+    stream: &Stream,
+    file: &File,
+    events: PollFlags,
+    mut attempt: impl FnMut(&File) -> io::Result<T>,
+) -> Result<io::Result<T>, Trouble> {
+    loop {
+        match attempt(file) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            result => return Ok(result),
+        }
+        if stream.is_closed() {
+            return Err(Trouble::Stream);
+        }
+        // Were it to fail, the next attempt says what is the matter.
+        let _ = poll(&mut [PollFd::new(file, events)], Some(&PATIENCE));
     }
 }
 
@@ -228,12 +279,11 @@ fn describe(metadata: &fs::Metadata) -> Metadata {
     }
 }
 
-fn open(options: &OpenOptions, path: &[u8]) -> Result<File, Failure> {
+/// Opens a file without waiting for who is at the other end of a FIFO.
+fn open(options: &OpenOptions, path: &[u8]) -> io::Result<File> {
     let mut options = options.clone();
     options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    options
-        .open(as_path(path))
-        .map_err(|e| failure("open", path, &e))
+    options.open(as_path(path))
 }
 
 pub(super) fn as_path(path: &[u8]) -> &Path {

@@ -1,9 +1,11 @@
 //! Trees of files, in both directions.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use capsa_agent_proto::copy::{CopyItem, CopySummary, EntryPath, Order, Permissions};
 use capsa_agent_proto::frame::{
@@ -37,9 +39,23 @@ async fn copy_out(host: &Host, path: &Path) -> Result<(Vec<Part>, CopySummary), 
     let answer: Result<Accepted, Failure> = expect_message(&mut stream).await.unwrap();
     answer?;
     let (mut parts, mut order, mut chunk) = (Vec::new(), Order::default(), Vec::new());
+    let mut folders = HashSet::new();
     loop {
         let item: CopyItem = expect_message(&mut stream).await.unwrap();
         order.advance(&item).unwrap();
+        if let CopyItem::Directory { path, .. }
+        | CopyItem::File { path, .. }
+        | CopyItem::Symlink { path, .. } = &item
+        {
+            let folder = Path::new(OsStr::from_bytes(path.as_bytes())).parent();
+            assert!(
+                folder.is_none_or(|folder| folders.contains(folder)),
+                "{item:?}"
+            );
+        }
+        if let CopyItem::Directory { path, .. } = &item {
+            folders.insert(PathBuf::from(OsStr::from_bytes(path.as_bytes())));
+        }
         let mut content = Vec::new();
         match &item {
             CopyItem::End(summary) => return Ok((parts, *summary)),
@@ -188,4 +204,96 @@ async fn a_tree_out_of_order_is_not_answered() {
     write_message(&mut stream, &item).await.unwrap();
     let answer: Option<Result<CopySummary, Failure>> = read_message(&mut stream).await.unwrap();
     assert_eq!(answer, None);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_there_is_kept_as_it_is() {
+    let (host, folder) = (agent(), tempfile::tempdir().unwrap());
+    let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+    fs::create_dir_all(source.join("locked")).unwrap();
+    fs::create_dir_all(source.join("new")).unwrap();
+    set_mode(&source.join("locked"), 0o555);
+    set_mode(&source.join("new"), 0o555);
+    fs::create_dir_all(target.join("locked")).unwrap();
+    set_mode(&target, 0o1777);
+    set_mode(&target.join("locked"), 0o750);
+
+    let (parts, _) = copy_out(&host, &source).await.unwrap();
+    copy_in(&host, &target, &parts).await.unwrap();
+    assert_eq!(mode(&target), 0o1777);
+    assert_eq!(mode(&target.join("locked")), 0o750);
+    assert_eq!(mode(&target.join("new")), 0o555);
+}
+
+/// The descriptor of what a copy writes must not lead out of the tree that it has seen.
+#[tokio::test]
+async fn symlinks_that_come_during_a_copy_lead_nowhere() {
+    let (host, folder) = (agent(), tempfile::tempdir().unwrap());
+    let (target, outside) = (folder.path().join("target"), folder.path().join("outside"));
+    fs::create_dir(&outside).unwrap();
+    let path = bytes(&target);
+    let mut stream = host.open(&Open::CopyIn { path }).await;
+    let permissions = Permissions::of_mode(0o755);
+    let inner = EntryPath::ROOT.join(b"inner").unwrap();
+    for path in [EntryPath::ROOT, inner.clone()] {
+        let item = CopyItem::Directory { path, permissions };
+        write_message(&mut stream, &item).await.unwrap();
+    }
+    while !target.join("inner").exists() {
+        tokio::task::yield_now().await;
+    }
+    fs::rename(target.join("inner"), target.join("moved")).unwrap();
+    symlink(&outside, target.join("inner")).unwrap();
+    let item = CopyItem::File {
+        path: inner.join(b"file").unwrap(),
+        permissions,
+        size: 0,
+    };
+    send(&mut stream, &item, b"secret").await.unwrap();
+    let answer: Result<CopySummary, Failure> = expect_message(&mut stream).await.unwrap();
+    assert!(answer.is_err());
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_file_is_nobody_elses_until_it_is_complete() {
+    let (host, folder) = (agent(), tempfile::tempdir().unwrap());
+    let target = folder.path().join("target");
+    let path = bytes(&target);
+    let mut stream = host.open(&Open::CopyIn { path }).await;
+    let item = CopyItem::File {
+        path: EntryPath::ROOT,
+        permissions: Permissions::of_mode(0o644),
+        size: 6,
+    };
+    write_message(&mut stream, &item).await.unwrap();
+    write_chunk(&mut stream, b"secret").await.unwrap();
+    while fs::read(&target).unwrap_or_default() != b"secret" {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(mode(&target), 0o600);
+    end_content(&mut stream, Ok(())).await.unwrap();
+    let end = CopyItem::End(CopySummary::default());
+    write_message(&mut stream, &end).await.unwrap();
+    let answer: Result<CopySummary, Failure> = expect_message(&mut stream).await.unwrap();
+    answer.unwrap();
+    assert_eq!(mode(&target), 0o644);
+}
+
+#[tokio::test]
+async fn a_tree_in_use_is_copied() {
+    let (host, folder) = (agent(), tempfile::tempdir().unwrap());
+    let tree = folder.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let script = "i=0; while :; do i=$((i + 1)); mkdir d$i; echo x >d$i/f; ln -s f d$i/l; rm -r d$((i - 5)); mv d$i d; rm -r d; done";
+    let mut request = host.shell(script);
+    request.cwd = bytes(&tree);
+    let mut busy = host.start(&request).await;
+    busy.started().await;
+    for _ in 0..300 {
+        // That no item comes below a folder that has not come is checked by the helper.
+        copy_out(&host, &tree).await.unwrap();
+    }
+    busy.tell(capsa_agent_proto::exec::ExecControl::Kill).await;
+    busy.ended().await;
 }

@@ -11,6 +11,7 @@ use capsa_agent_proto::frame::{
     Chunk, MAX_CHUNK_BYTES, end_content, expect_message, read_chunk, write_chunk,
 };
 use capsa_agent_proto::{Accepted, Failure, FailureKind, MAX_FILE_REQUESTS, Open};
+use futures_util::{AsyncReadExt, AsyncWriteExt};
 use yamux::Stream;
 
 use super::agent;
@@ -22,7 +23,8 @@ fn bytes(path: &Path) -> Vec<u8> {
 
 async fn write(host: &Host, path: &Path, content: &[u8]) -> Result<Accepted, Failure> {
     let path = bytes(path);
-    let mut stream = host.open(&Open::WriteFile { path, mode: 0o640 }).await;
+    // More than the umask leaves of it.
+    let mut stream = host.open(&Open::WriteFile { path, mode: 0o662 }).await;
     // The agent may have refused already.
     let _ = send(&mut stream, content).await;
     expect_message(&mut stream).await.unwrap()
@@ -84,7 +86,7 @@ async fn what_is_written_is_read() {
         assert_eq!(found, content);
     }
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o640);
+    assert_eq!(mode & 0o777, 0o662);
 }
 
 #[tokio::test]
@@ -207,4 +209,68 @@ async fn readers_that_stop_are_counted_and_hold_up_nobody_else() {
     while let Err(failure) = read(&host, &path).await {
         assert_eq!(failure.kind, FailureKind::Busy);
     }
+}
+
+#[tokio::test]
+async fn a_fifo_that_is_slow_is_waited_for() {
+    let (host, folder) = (agent(), tempfile::tempdir().unwrap());
+    let fifo = folder.path().join("fifo");
+    let script = format!(
+        "mkfifo {0}; exec 3<>{0}; echo; read x; echo late >&3; read x",
+        fifo.display()
+    );
+    let mut writer = host.start(&host.shell(&script)).await;
+    let mut line = [0];
+    let stdout = writer.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut line).await.unwrap();
+
+    // There is nothing to read yet.
+    let path = bytes(&fifo);
+    let mut stream = host.open(&Open::ReadFile { path }).await;
+    let answer: Result<Metadata, Failure> = expect_message(&mut stream).await.unwrap();
+    answer.unwrap();
+    let mut chunk = Vec::new();
+    let say_so = async {
+        let stdin = writer.stdin.as_mut().unwrap();
+        stdin.write_all(b"\n").await.unwrap();
+    };
+    let (read, ()) = tokio::join!(read_chunk(&mut stream, &mut chunk), say_so);
+    assert_eq!((read.unwrap(), &chunk[..]), (Chunk::Data, &b"late\n"[..]));
+}
+
+#[tokio::test]
+async fn a_fifo_that_takes_little_gets_all() {
+    let (host, folder) = (agent(), tempfile::tempdir().unwrap());
+    let fifo = folder.path().join("fifo");
+    // More than a FIFO holds, and it is read only once the writer has found it full.
+    let script = format!(
+        "mkfifo {0}; exec 3<>{0}; echo; read x; head -c 1000000 <&3 | wc -c",
+        fifo.display()
+    );
+    let mut reader = host.start(&host.shell(&script)).await;
+    let mut line = [0];
+    reader
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut line)
+        .await
+        .unwrap();
+    let path = bytes(&fifo);
+    let mut stream = host.open(&Open::WriteFile { path, mode: 0o600 }).await;
+    write_chunk(&mut stream, &[1; MAX_CHUNK_BYTES])
+        .await
+        .unwrap();
+    reader
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"\n")
+        .await
+        .unwrap();
+    let rest = vec![1; 1_000_000 - MAX_CHUNK_BYTES];
+    send(&mut stream, &rest).await.unwrap();
+    let answer: Result<Accepted, Failure> = expect_message(&mut stream).await.unwrap();
+    answer.unwrap();
+    assert_eq!(reader.finish(b"").await.stdout, b"1000000\n");
 }
