@@ -6,6 +6,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use capsa_agent_proto::copy::{CopyItem, CopySummary, EntryPath, Order, Permissions};
 use capsa_agent_proto::frame::{
@@ -285,15 +288,27 @@ async fn a_tree_in_use_is_copied() {
     let (host, folder) = (agent(), tempfile::tempdir().unwrap());
     let tree = folder.path().join("tree");
     fs::create_dir(&tree).unwrap();
-    let script = "i=0; while :; do i=$((i + 1)); mkdir d$i; echo x >d$i/f; ln -s f d$i/l; rm -r d$((i - 5)); mv d$i d; rm -r d; done";
-    let mut request = host.shell(script);
-    request.cwd = bytes(&tree);
-    let mut busy = host.start(&request).await;
-    busy.started().await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (stop, place) = (is_over.clone(), tree.clone());
+    let busy = thread::spawn(move || {
+        let (made, moved) = (place.join("made"), place.join("moved"));
+        while !stop.load(Ordering::Relaxed) {
+            fs::create_dir(&made).unwrap();
+            fs::write(made.join("file"), "x").unwrap();
+            symlink("file", made.join("link")).unwrap();
+            fs::rename(&made, &moved).unwrap();
+            fs::remove_dir_all(&moved).unwrap();
+            // What was a folder is a file, and then a symlink to nothing.
+            fs::write(&made, "x").unwrap();
+            fs::remove_file(&made).unwrap();
+            symlink("nothing", &made).unwrap();
+            fs::remove_file(&made).unwrap();
+        }
+    });
     for _ in 0..300 {
         // That no item comes below a folder that has not come is checked by the helper.
         copy_out(&host, &tree).await.unwrap();
     }
-    busy.tell(capsa_agent_proto::exec::ExecControl::Kill).await;
-    busy.ended().await;
+    is_over.store(true, Ordering::Relaxed);
+    busy.join().unwrap();
 }
