@@ -77,6 +77,15 @@ enum Command {
         /// Guests of a few instructions instead, on any /dev/kvm: hundreds of VMs in seconds.
         #[arg(long, conflicts_with_all = ["backend", "seed"])]
         bare_metal: bool,
+        /// One sandbox instead, with much input and output and many programs.
+        #[arg(long, conflicts_with_all = ["bare_metal", "cycles", "seed"])]
+        sandbox: bool,
+        /// With --sandbox: how many programs.
+        #[arg(long, default_value_t = 1000, requires = "sandbox")]
+        programs: u32,
+        /// With --sandbox: how many MiB there and back.
+        #[arg(long, default_value_t = 1024, requires = "sandbox")]
+        mebibytes: u32,
         /// How many VMs, one after the other.
         #[arg(long, default_value_t = 200)]
         cycles: u32,
@@ -133,11 +142,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Soak {
             backend,
             bare_metal,
+            sandbox,
+            programs,
+            mebibytes,
             cycles,
             seed,
-        } => match bare_metal {
-            true => soak::run_bare_metal(cycles)?,
-            false => return soak::run(&backend, cycles, seed),
+        } => match (bare_metal, sandbox) {
+            (true, _) => soak::run_bare_metal(cycles)?,
+            (false, true) => return soak::run_sandbox(&backend, programs, mebibytes),
+            (false, false) => return soak::run(&backend, cycles, seed),
         },
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
     }

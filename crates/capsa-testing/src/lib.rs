@@ -6,6 +6,7 @@
 
 pub mod behaviours;
 pub mod cold_start;
+pub mod footprint;
 pub mod guest;
 pub mod images;
 pub mod processes;
