@@ -77,6 +77,34 @@ impl Backlog {
         }
         was_full && self.passed.len() < FRAMES && !self.held.is_empty()
     }
+
+    /// Holds back what comes next. The room for it grows as for any vector, but never beyond a window.
+    fn hold(&mut self, bytes: &[u8]) {
+        let (length, room) = (self.held.len(), self.held.capacity());
+        if room - length < bytes.len() {
+            let wanted = (2 * room).max(length + bytes.len()).min(WINDOW);
+            self.held.reserve_exact(wanted - length);
+        }
+        self.held.extend_from_slice(bytes);
+    }
+
+    /// Makes a frame of what is held back, if the multiplexer may have one.
+    fn release_if_free(&mut self, id: u32, frame: &mut Vec<u8>) {
+        if self.passed.len() < FRAMES && !self.held.is_empty() {
+            self.release(id, frame);
+        }
+    }
+
+    /// Makes a frame of what is held back.
+    fn release(&mut self, id: u32, frame: &mut Vec<u8>) {
+        // Not more than a window.
+        let length = u32::try_from(self.held.len()).unwrap_or(0);
+        frame.extend_from_slice(&[0, DATA, 0, 0]);
+        frame.extend_from_slice(&id.to_be_bytes());
+        frame.extend_from_slice(&length.to_be_bytes());
+        frame.append(&mut std::mem::take(&mut self.held));
+        self.passed.push_back(length as usize);
+    }
 }
 
 impl Backlogs {
@@ -107,36 +135,6 @@ impl Backlogs {
                 return;
             }
         }
-    }
-}
-
-impl Backlog {
-    /// Holds back what comes next. The room for it grows as for any vector, but never beyond a window.
-    fn hold(&mut self, bytes: &[u8]) {
-        let (length, room) = (self.held.len(), self.held.capacity());
-        if room - length < bytes.len() {
-            let wanted = (2 * room).max(length + bytes.len()).min(WINDOW);
-            self.held.reserve_exact(wanted - length);
-        }
-        self.held.extend_from_slice(bytes);
-    }
-
-    /// Makes a frame of what is held back, if the multiplexer may have one.
-    fn release_if_free(&mut self, id: u32, frame: &mut Vec<u8>) {
-        if self.passed.len() < FRAMES && !self.held.is_empty() {
-            self.release(id, frame);
-        }
-    }
-
-    /// Makes a frame of what is held back.
-    fn release(&mut self, id: u32, frame: &mut Vec<u8>) {
-        // Not more than a window.
-        let length = u32::try_from(self.held.len()).unwrap_or(0);
-        frame.extend_from_slice(&[0, DATA, 0, 0]);
-        frame.extend_from_slice(&id.to_be_bytes());
-        frame.extend_from_slice(&length.to_be_bytes());
-        frame.append(&mut std::mem::take(&mut self.held));
-        self.passed.push_back(length as usize);
     }
 }
 

@@ -65,6 +65,13 @@ fn plant(source: &Path) -> (u64, u64) {
     (7, 300_000)
 }
 
+/// Lets the folders of [`plant`] be removed.
+fn unlock(folder: &Path) {
+    for tree in left(folder, &[]) {
+        set_mode(&folder.join(tree).join("deep/locked"), 0o755);
+    }
+}
+
 #[tokio::test]
 async fn a_tree_survives_the_journey_there_and_back() {
     let (sandbox, folder) = (honest().await, tempfile::tempdir().unwrap());
@@ -78,6 +85,7 @@ async fn a_tree_survives_the_journey_there_and_back() {
     assert_eq!(tree(&source), tree(&there));
     assert_eq!(tree(&source), tree(&back));
     assert!(left(folder.path(), &["source", "there", "back"]).is_empty());
+    unlock(folder.path());
 }
 
 #[tokio::test]
@@ -259,6 +267,7 @@ async fn limits_are_the_callers() {
         }
     }
     assert!(left(folder.path(), &["source", "copy"]).is_empty());
+    unlock(folder.path());
 }
 
 #[tokio::test]
@@ -288,6 +297,7 @@ async fn progress_grows_to_the_summary() {
         assert!(seen.is_sorted() && seen.len() > 7, "{seen:?}");
         assert_eq!(*seen.last().unwrap(), planted);
     }
+    unlock(folder.path());
 }
 
 #[tokio::test]
