@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(feature = "blocking")]
+#[path = "agent/blocking.rs"]
+mod blocking;
 #[path = "agent/copies.rs"]
 mod copies;
 #[path = "agent/fake.rs"]

@@ -127,10 +127,15 @@ async fn last_words<T>(vm: &VmHandle, done: impl Future<Output = Result<T>>) -> 
         },
         waited = vm.wait() => return Err(waited.err().unwrap_or_else(|| ended().into())),
     };
-    // A VM that ends closes the channel before it has said its last.
-    match vm.wait_timeout(ENDING).await? {
-        Some(_) => Err(ended().into()),
-        None => Err(failed),
+    match &failed {
+        // A VM that ends closes the channel before it has said its last.
+        Error::Agent { cause } if matches!(**cause, AgentFailure::Lost { .. }) => {
+            match vm.wait_timeout(ENDING).await? {
+                Some(_) => Err(ended().into()),
+                None => Err(failed),
+            }
+        }
+        _ => Err(failed),
     }
 }
 

@@ -13,9 +13,26 @@
 //! # }
 //! ```
 //!
+//! ```no_run
+//! use capsa::Capsa;
+//! use capsa::blocking::Start;
+//!
+//! # fn example() -> capsa::Result<()> {
+//! let sandbox = Capsa::sandbox().start_blocking()?;
+//! let output = sandbox.exec(["uname", "-a"]).output()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Every method blocks the calling thread until it is done, and does what the async method of the
 //! same name does. They may be called inside a runtime as well: that blocks one of its threads,
 //! and never panics.
+
+mod sandbox;
+
+pub use self::sandbox::{
+    Copy, Exec, FileReader, FileWriter, Process, ProcessOutput, ProcessStdin, Sandbox, Start,
+};
 
 use std::io;
 use std::os::unix::net::UnixStream;
