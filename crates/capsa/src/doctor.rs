@@ -199,10 +199,7 @@ fn guest_kit() -> Requirement {
 fn guest_program() -> Requirement {
     const NAME: &str = "guest program";
     match sandbox::find_program() {
-        Some(program) => {
-            let detail = format!("{}; sandboxes run", program.display());
-            Requirement::new(NAME, Finding::Found, detail)
-        }
+        Some(program) => Requirement::new(NAME, Finding::Found, program.display().to_string()),
         None => Requirement::new(
             NAME,
             Finding::Limited,

@@ -18,6 +18,23 @@ fn ended_by(end: GuestEnd, panic: Option<&str>, asked: Option<EndRequest>) -> Li
 }
 
 #[test]
+fn an_orderly_end_has_the_main_processs_code_and_a_failure_has_none() {
+    let ended = |end| {
+        let mut state = Lifecycle::new(BackendKind::Fake);
+        state.begin_start().unwrap();
+        state.running();
+        state.main_ended(7);
+        assert_eq!(*state.status(), VmStatus::Running);
+        state.ended(end, None);
+        state.status().clone()
+    };
+    let exit_code = Some(7);
+    assert_eq!(ended(GuestEnd::PowerOff), VmStatus::Stopped { exit_code });
+    assert_eq!(ended(GuestEnd::Killed), VmStatus::Stopped { exit_code });
+    assert!(matches!(ended(GuestEnd::Panicked), VmStatus::Failed { .. }));
+}
+
+#[test]
 fn the_reason_follows_from_what_was_asked_and_what_the_machine_says() {
     use EndRequest::{Kill, Stop, TimeOut};
     let crash = || GuestEnd::Crashed(Error::AlreadyRunning);
