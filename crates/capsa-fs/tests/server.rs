@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -355,6 +355,52 @@ fn it_ends_with_the_thread_that_started_it() {
 }
 
 #[test]
+fn places_are_served_as_nobody() {
+    const NOBODY: &str = "65534";
+    let (_outer, folder) = folder();
+    fs::create_dir_all(folder.join("home/.tools/bin")).unwrap();
+    for (name, mode) in [
+        ("home/.tools/bin/tool", 0o755),
+        ("home/.tools/bin/key", 0o600),
+        ("home/secret", 0o644),
+    ] {
+        fs::write(folder.join(name), name).unwrap();
+        fs::set_permissions(folder.join(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    // Nobody else may enter the folder in which the place is.
+    fs::set_permissions(folder.join("home"), PermissionsExt::from_mode(0o700)).unwrap();
+    let list = File::from(memfd_create(c"places", MemfdFlags::empty()).unwrap());
+    list.write_all_at(b"home/.tools\0", 0).unwrap();
+    let number = list.as_raw_fd().to_string();
+    let mut server = Server::start(&folder, &["ro", "always", "places", &number]);
+
+    let as_root = rustix::process::geteuid().is_root();
+    if as_root {
+        for ids in [server.status("Uid:"), server.status("Gid:")] {
+            assert!(ids.split_whitespace().all(|id| id == NOBODY), "{ids}");
+        }
+    }
+    assert_eq!(server.status("CapEff:"), "0000000000000000");
+    if as_root && server.walls.contains("namespaces") {
+        let root = fs::read_dir(format!("/proc/{}/root", server.process.id())).unwrap();
+        assert_eq!(root.count(), 0);
+    }
+    let mut node = ROOT_ID;
+    for name in [&b"home\0"[..], b".tools\0", b"bin\0"] {
+        let found = server.ask(Opcode::Lookup, node, &[name]).unwrap();
+        node = read::<EntryOut>(&found).nodeid;
+    }
+    // Root's key is not nobody's; a caller's own is the caller's.
+    let key = if as_root { Err(libc::EACCES) } else { Ok(()) };
+    for (name, expected) in [(&b"tool\0"[..], Ok(())), (b"key\0", key)] {
+        let found = server.ask(Opcode::Lookup, node, &[name]).unwrap();
+        let file = read::<EntryOut>(&found).nodeid;
+        let opened = server.ask(Opcode::Open, file, &[OpenIn::default().as_slice()]);
+        assert_eq!(opened.map(drop), expected);
+    }
+}
+
+#[test]
 fn it_ends_when_its_monitor_is_gone() {
     let (_outer, folder) = folder();
     let Server {
@@ -375,6 +421,12 @@ fn what_it_is_not_asked_for_as_it_should_be_is_refused() {
         (own, &["wr", "auto"], "is no access"),
         (own, &["rw", "sometimes"], "is no cache policy"),
         (own, &["rw"], "there is no cache policy"),
+        (own, &["ro", "auto", "some"], "is no part of a folder"),
+        (
+            own,
+            &["ro", "auto", "places", "77"],
+            "descriptor \"77\": not open",
+        ),
     ] {
         let (mut process, _connection) = spawn(version, &folder, arguments);
         let mut said = String::new();

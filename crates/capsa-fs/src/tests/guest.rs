@@ -1,7 +1,7 @@
 //! A guest that writes FUSE requests into a virtqueue byte by byte.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap,
 };
 
-use crate::folder::{Shared, SharedFolder};
+use crate::folder::{Places, Shared, SharedFolder};
 use crate::queues::Queues;
 use crate::settings::{Cache, Settings};
 
@@ -79,6 +79,25 @@ impl Guest {
         let root = open(shared);
         let descriptors = open(Path::new("/proc/self/fd"));
         Self::served(Shared::Folder(root), outer, descriptors, settings)
+    }
+
+    /// A guest that is served places below a folder, read-only, which `prepare` fills.
+    pub(super) fn of_places(list: &[u8], prepare: impl FnOnce(&Path)) -> Self {
+        let outer = tempfile::tempdir().unwrap();
+        let top = outer.path().join("shared");
+        fs::create_dir(&top).unwrap();
+        prepare(&top);
+        Self::of_places_below(&top, list, outer)
+    }
+
+    pub(super) fn of_places_below(top: &Path, list: &[u8], outer: TempDir) -> Self {
+        let places = Places::open(File::open(top).unwrap(), list, Ok).unwrap();
+        let settings = Settings {
+            writable: false,
+            ..settings()
+        };
+        let descriptors = File::open("/proc/self/fd").unwrap().into();
+        Self::served(Shared::Places(places), outer, descriptors, settings)
     }
 
     fn served(shared: Shared, outer: TempDir, descriptors: OwnedFd, settings: Settings) -> Self {

@@ -9,6 +9,7 @@ mod escape;
 mod guest;
 mod listing;
 mod memory;
+mod places;
 mod random;
 mod read_only;
 mod rings;
