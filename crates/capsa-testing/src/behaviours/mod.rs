@@ -20,6 +20,7 @@ pub mod sandbox;
 pub mod sandbox_files;
 pub mod sandbox_hostile;
 pub mod sandbox_main;
+pub mod sandbox_root;
 pub mod shares;
 pub mod shares_9p;
 pub mod uefi;
@@ -106,6 +107,9 @@ macro_rules! behaviours {
             shares::files_are_the_hosts_own,
             shares::a_single_file_is_shared_without_its_neighbours,
             shares::a_server_is_confined_and_shares_its_vms_fate,
+            sandbox_root::a_folder_is_a_root_that_does_not_change,
+            sandbox_root::the_hosts_programs_run_without_its_data,
+            sandbox_root::the_disk_for_changes_is_bounded,
         }
     };
     (@shares_9p $choice:expr) => {
