@@ -418,6 +418,33 @@ mod tests {
     }
 
     #[test]
+    fn a_root_that_makes_no_sense_is_refused() {
+        let disk = |bytes| Changes::Disk { bytes };
+        let cases = [
+            (SandboxRoot::initramfs(), 0),
+            (SandboxRoot::initramfs().changes(disk(1 << 30)), 1),
+            (SandboxRoot::initramfs().expose("/srv"), 1),
+            (SandboxRoot::folder("/srv").expose("/srv"), 1),
+            (SandboxRoot::host().expose("/srv"), 0),
+            (SandboxRoot::host().changes(disk(16 << 20)), 0),
+            (SandboxRoot::host().changes(disk((16 << 20) - 1)), 1),
+            (SandboxRoot::host().changes(disk(u64::MAX)), 1),
+        ];
+        for (root, expected) in cases {
+            let found = problems(|options, capabilities| {
+                capabilities.virtio_fs = true;
+                options.root = root.clone();
+            });
+            assert_eq!(found.len(), expected, "{root:?}: {found:?}");
+        }
+        let found = problems(|options, capabilities| {
+            capabilities.virtio_fs = false;
+            options.root = SandboxRoot::host();
+        });
+        assert!(found[0].contains("no virtio-fs"), "{found:?}");
+    }
+
+    #[test]
     fn more_devices_than_the_machine_has_slots_are_refused() {
         let found = problems(|options, _| {
             options.disks = (0..5).map(|n| DiskImage::new(format!("{n}.img"))).collect();

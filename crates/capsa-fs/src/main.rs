@@ -9,9 +9,10 @@
 //!
 //! - nothing more said: all, with the rights of its owner, if root starts this program;
 //! - `file`: only what has this name in it;
-//! - `root`: all, but never with the rights of root;
+//! - `root`: all, but never with the rights of root; a folder that may not be read is an empty one;
 //! - `places`: what is on a list in an inherited descriptor (see [`Places::open`](
 //!   capsa_fs::folder::Places::open)), with the rights of nobody, if root starts this program.
+//!   A folder that may not be read is an empty one here too.
 //!
 //! A line on standard output says that the process is confined, and by what; then it serves until the
 //! monitor is gone.
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
 fn run() -> Result<Infallible, Box<dyn Error>> {
     let order = Order::parse(env::args_os().skip(1).collect())?;
     let (folder, writable) = (order.folder, order.writable);
+    let hides_unreadable = matches!(order.part, Part::Root | Part::Places(_));
     let (confined, only) = match order.part {
         Part::All => (confine::enter(folder, Who::Owner, writable), None),
         Part::File(name) => (confine::enter(folder, Who::Owner, writable), Some(name)),
@@ -70,6 +72,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
         writable,
         cache: order.cache,
         only,
+        hides_unreadable,
         max_nodes: MAX_NODES,
         // An eighth is left for the queues, the guest's memory and the sockets.
         max_folders: max_descriptors / 8 * 4,

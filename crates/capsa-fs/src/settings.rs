@@ -34,6 +34,9 @@ pub struct Settings {
     pub cache: Cache,
     /// The only name in the folder that it sees, a regular file's: the share of a single file.
     pub only: Option<CString>,
+    /// Whether a folder that this process may not read is an empty one for the guest: under an overlay an
+    /// error would keep the guest from its own files in that folder.
+    pub hides_unreadable: bool,
     /// Most files and folders that it may remember at a time.
     pub max_nodes: usize,
     /// Most folders among them, and folders that only a file in them is remembered of; each is a descriptor

@@ -17,7 +17,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use fuse_backend_rs::abi::fuse_abi::{
-    CreateIn, EntryOut, InHeader, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID, SetattrIn, WriteIn,
+    CreateIn, EntryOut, InHeader, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID, ReadIn, SetattrIn,
+    WriteIn,
 };
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -202,6 +203,15 @@ impl Server {
         }
     }
 
+    /// The node at a path.
+    fn find(&mut self, path: &str) -> u64 {
+        path.split('/').fold(ROOT_ID, |parent, name| {
+            let name = format!("{name}\0");
+            let found = self.ask(Opcode::Lookup, parent, &[name.as_bytes()]);
+            read::<EntryOut>(&found.unwrap()).nodeid
+        })
+    }
+
     fn status(&self, key: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(key));
@@ -367,6 +377,11 @@ fn places_are_served_as_nobody() {
         fs::write(folder.join(name), name).unwrap();
         fs::set_permissions(folder.join(name), PermissionsExt::from_mode(mode)).unwrap();
     }
+    // Which nobody may read, an owner without privilege either.
+    fs::create_dir(folder.join("home/.tools/locked")).unwrap();
+    fs::write(folder.join("home/.tools/locked/x"), "x").unwrap();
+    let locked = PermissionsExt::from_mode(0o000);
+    fs::set_permissions(folder.join("home/.tools/locked"), locked).unwrap();
     // Nobody else may enter the folder in which the place is.
     fs::set_permissions(folder.join("home"), PermissionsExt::from_mode(0o700)).unwrap();
     let list = File::from(memfd_create(c"places", MemfdFlags::empty()).unwrap());
@@ -385,18 +400,26 @@ fn places_are_served_as_nobody() {
         let root = fs::read_dir(format!("/proc/{}/root", server.process.id())).unwrap();
         assert_eq!(root.count(), 0);
     }
-    let mut node = ROOT_ID;
-    for name in [&b"home\0"[..], b".tools\0", b"bin\0"] {
-        let found = server.ask(Opcode::Lookup, node, &[name]).unwrap();
-        node = read::<EntryOut>(&found).nodeid;
-    }
+    let tools = server.find("home/.tools");
     // Root's key is not nobody's; a caller's own is the caller's.
     let key = if as_root { Err(libc::EACCES) } else { Ok(()) };
-    for (name, expected) in [(&b"tool\0"[..], Ok(())), (b"key\0", key)] {
-        let found = server.ask(Opcode::Lookup, node, &[name]).unwrap();
-        let file = read::<EntryOut>(&found).nodeid;
+    for (name, expected) in [("tool", Ok(())), ("key", key)] {
+        let file = server.find(&format!("home/.tools/bin/{name}"));
         let opened = server.ask(Opcode::Open, file, &[OpenIn::default().as_slice()]);
         assert_eq!(opened.map(drop), expected);
+    }
+    let locked = server.find("home/.tools/locked");
+    let found = server.ask(Opcode::Lookup, locked, &[b"x\0"]);
+    assert_eq!(found, Err(libc::ENOENT));
+    for (folder, is_empty) in [(tools, false), (locked, true)] {
+        let opened = server.ask(Opcode::Opendir, folder, &[OpenIn::default().as_slice()]);
+        let wanted = ReadIn {
+            fh: read::<OpenOut>(&opened.unwrap()).fh,
+            size: 4096,
+            ..ReadIn::default()
+        };
+        let listed = server.ask(Opcode::Readdir, folder, &[wanted.as_slice()]);
+        assert_eq!(listed.unwrap().is_empty(), is_empty);
     }
 }
 

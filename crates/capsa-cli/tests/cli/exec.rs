@@ -272,6 +272,68 @@ fn vm_exec_ends_with_its_command() {
 }
 
 #[test]
+fn vm_exec_runs_the_hosts_own_tools() {
+    let program = Program::with_kit();
+    program.file(
+        "Cargo.toml",
+        "[package]\nname = \"hello\"\nedition = \"2024\"\n",
+    );
+    std::fs::create_dir(program.folder().join("src")).unwrap();
+    program.file(
+        "src/main.rs",
+        "fn main() { println!(\"hi from {}\", 6 * 7); }",
+    );
+    let script = "cargo --version && cargo run --quiet && echo x > /usr/bin/made-by-a-guest";
+    let args = [
+        "exec",
+        "--root",
+        "/",
+        "--memory",
+        "1G",
+        "--share",
+        ".:/work:rw",
+    ];
+    let rest = ["--cwd", "/work", "--", "sh", "-c", script];
+    let mut command = program.command(&[&args[..], &rest].concat());
+    // Where the toolchain is, and the folders of its programs.
+    for name in ["HOME", "PATH"] {
+        command.env(name, std::env::var_os(name).unwrap());
+    }
+    let ended = command.stdin(Stdio::null()).output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(0), "{told}");
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(said.starts_with("cargo 1."), "{said}");
+    assert!(said.ends_with("\nhi from 42\n"), "{said}");
+    assert!(program.folder().join("target/debug/hello").is_file());
+    assert!(!std::path::Path::new("/usr/bin/made-by-a-guest").exists());
+}
+
+#[test]
+fn exec_refuses_roots_that_make_no_sense() {
+    let program = Program::with_kit();
+    for (args, words) in [
+        (
+            &["--expose", "/srv"][..],
+            "only the host's root is of chosen paths",
+        ),
+        (
+            &["--root-disk", "1G"],
+            "the initramfs is in the guest's memory",
+        ),
+        (&["--root", "missing"], "missing cannot be opened"),
+        (
+            &["--root", "/", "--expose", "/dev"],
+            "/dev is the guest's own",
+        ),
+    ] {
+        let args = [&["exec"], args, &["--", "true"]].concat();
+        let ended = program.run(&args, "").code(125);
+        assert!(stderr(&ended).contains(words), "{}", stderr(&ended));
+    }
+}
+
+#[test]
 fn exec_has_a_status_of_its_own_for_what_makes_no_sense() {
     let program = Program::without_kit();
     for args in [&["exec"][..], &["exec", "--nonsense", "--", "true"]] {

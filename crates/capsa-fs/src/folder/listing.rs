@@ -93,6 +93,9 @@ impl SharedFolder {
         offset: u64,
         visit: &mut dyn FnMut(Listed<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
+        if handle == 0 && self.settings.hides_unreadable {
+            return Ok(());
+        }
         let handle = self.handle(handle, node.id)?;
         let folder = handle.file();
         rustix::fs::seek(&*folder, SeekFrom::Start(offset))?;

@@ -131,7 +131,11 @@ impl SharedFolder {
             }
             Some(parts::Entry::Place(_, fd)) => self.introduce(Arc::clone(fd), (parent, name)),
             None => {
-                let fd = name::open(&*self.named(parent)?, name)?;
+                let fd = name::open(&*self.named(parent)?, name);
+                let fd = fd.map_err(|error| match error {
+                    Errno::ACCESS if self.settings.hides_unreadable => Errno::NOENT,
+                    error => error,
+                })?;
                 self.introduce(Arc::new(fd), (parent, name))
             }
         }

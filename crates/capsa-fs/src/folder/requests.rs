@@ -300,7 +300,13 @@ impl FileSystem for SharedFolder {
             // It is listed without being open.
             return Ok((None, self.caching(Kind::Folder)));
         }
-        let folder = self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let folder = match self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY) {
+            // It is listed as an empty one.
+            Err(Errno::ACCESS) if self.settings.hides_unreadable => {
+                return Ok((None, self.caching(Kind::Folder)));
+            }
+            folder => folder?,
+        };
         Ok((Some(self.keep(&node, folder)?), self.caching(Kind::Folder)))
     }
 
@@ -334,7 +340,7 @@ impl FileSystem for SharedFolder {
 
     fn releasedir(&self, _: &Context, node: u64, _flags: u32, handle: u64) -> io::Result<()> {
         match handle {
-            // Of a made up folder, which was not opened.
+            // Of a folder that is listed without being open.
             0 => Ok(()),
             _ => Ok(lock(&self.handles).close(handle, node)?),
         }

@@ -50,6 +50,7 @@ pub(super) fn settings() -> Settings {
         writable: true,
         cache: Cache::Auto,
         only: None,
+        hides_unreadable: false,
         max_nodes: 10_000,
         max_folders: 1000,
         // Hardly any, so that files are looked up again all the time.

@@ -162,3 +162,24 @@ pub(super) fn environment(home: &Path) -> (Vec<PathBuf>, Vec<(&'static str, Path
             .collect(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_list_is_in_the_readme() {
+        let readme = include_str!("../../../../../README.md");
+        let words: Vec<_> = readme
+            .split_whitespace()
+            .map(|word| word.trim_matches(|c| matches!(c, '`' | ';' | '*' | ',')))
+            .collect();
+        let toolchains = TOOLCHAINS.iter().flat_map(|toolchain| toolchain.places);
+        let others = SETTINGS.iter().chain(&SETTINGS_OF_VERSIONS);
+        let programs = PROGRAMS.map(|name| format!("/{name}"));
+        let programs = programs.iter().map(String::as_str);
+        for name in toolchains.chain(others).copied().chain(programs) {
+            assert!(words.contains(&name), "{name}");
+        }
+    }
+}

@@ -9,15 +9,19 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use capsa_core::problem::ConfigProblem;
 use capsa_core::root::{RootSource, SandboxRoot};
 use capsa_core::share::{MountMode, Share, ShareKind, VirtioFsCache};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::process::geteuid;
 
 pub(super) mod changes;
 mod list;
+#[cfg(test)]
+mod tests;
 
 const FIELD: &str = "root";
 
@@ -27,6 +31,9 @@ const TAG: &str = "capsa-root";
 /// The folders that are the guest's own with every root.
 const OWN: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/tmp"];
 
+/// What others than the owner must be allowed: to read and to enter.
+const FOR_OTHERS: u32 = 0o005;
+
 /// Where programs are in every distribution.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -35,7 +42,10 @@ pub(crate) fn inspect(root: &SandboxRoot) -> Result<Option<Share>, Vec<ConfigPro
     let (folder, places) = match &root.source {
         RootSource::Initramfs => return Ok(None),
         RootSource::Folder(path) => (folder(path).map_err(|problem| vec![problem])?, None),
-        RootSource::Host => (PathBuf::from("/"), Some(host_places(&root.exposed)?)),
+        RootSource::Host => {
+            let places = host_places(home().as_deref(), &root.exposed)?;
+            (PathBuf::from("/"), Some(places))
+        }
     };
     let (mode, path) = (MountMode::ReadOnly, "/".to_owned());
     // An overlay takes what is below it to stay as it is, and programs load the same libraries again
@@ -63,18 +73,26 @@ fn folder(path: &Path) -> Result<PathBuf, ConfigProblem> {
     if !folder.is_dir() {
         return Err(problem(format!("{shown} is not a folder")));
     }
+    let cannot = |error| problem(format!("the folder {shown} cannot be read: {error}"));
     fs::read_dir(&folder).map_err(|error| {
-        problem(format!("the folder {shown} cannot be read: {error}"))
-            .hint("give the user who runs Capsa permission to read and enter it")
+        cannot(error).hint("give the user who runs Capsa permission to read and enter it")
     })?;
+    let found = fs::metadata(&folder).map_err(cannot)?;
+    if found.uid() == 0 && geteuid().is_root() && found.mode() & FOR_OTHERS != FOR_OTHERS {
+        let message = format!("only root may read the folder {shown}, and nobody serves it");
+        return Err(problem(message).hint("let others read and enter it: chmod o+rx"));
+    }
     Ok(folder)
 }
 
 /// What is served of the host, relative to its root: the list's, and what a caller adds to it. None of
 /// them is below another one.
-fn host_places(exposed: &[PathBuf]) -> Result<Vec<PathBuf>, Vec<ConfigProblem>> {
+fn host_places(
+    home: Option<&Path>,
+    exposed: &[PathBuf],
+) -> Result<Vec<PathBuf>, Vec<ConfigProblem>> {
     let mut problems = Vec::new();
-    let mut places = list::places(home().as_deref());
+    let mut places = list::places(home);
     for path in exposed {
         match check_exposed(path) {
             Ok(path) => places.push(path),
