@@ -1,0 +1,312 @@
+//! A network as plain data.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::policy::{DomainName, NetworkPolicy, PolicyProblem, Protocol};
+
+/// The user-space network of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UserNetwork {
+    /// The guest's IPv4 network: the first address is the gateway's, which resolves names too, the second is
+    /// that of host services, the third the guest's own. At most a /29.
+    pub subnet: Ipv4Net,
+    /// The guest's IPv6 network, a /64, where the guest makes its own address; the first and the second
+    /// address are as with IPv4. None is no IPv6.
+    pub subnet6: Option<Ipv6Net>,
+    /// The guest's address on the link.
+    pub mac: [u8; 6],
+    /// The largest packet on the link in bytes, from 1280 to 65520. DHCP and IPv6's router advertisements
+    /// announce it.
+    pub mtu: u16,
+    /// The name that DHCP gives the guest.
+    pub host_name: Option<DomainName>,
+    /// What the guest may reach.
+    pub policy: NetworkPolicy,
+    /// Ports of the host that lead to the guest.
+    pub forwards: Vec<PortForward>,
+    /// Ports of the host that the guest may reach by name.
+    pub services: Vec<HostService>,
+    /// Who resolves names.
+    pub resolvers: Resolvers,
+    /// What the guest may make the host hold.
+    pub limits: Limits,
+}
+
+/// A port of the host that leads to a port of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortForward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where the host listens. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The guest's port, at its IPv4 address.
+    pub guest_port: u16,
+}
+
+/// A port of the host that the guest reaches at [`HostService::port`] of the address for host services, which
+/// `name` resolves to. It needs no rule: the configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostService {
+    /// The name; several services may have the same. Usually [`HOST_NAME`].
+    pub name: DomainName,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port that the guest sees.
+    pub port: u16,
+    /// Where the host's service is.
+    pub target: SocketAddr,
+}
+
+/// The usual name of host services.
+pub const HOST_NAME: &str = "host.capsa.internal";
+
+/// Who resolves the names that the guest asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resolvers {
+    /// Those of the host's /etc/resolv.conf, read at each question, so that a VPN that comes or goes takes
+    /// effect.
+    #[default]
+    Host,
+    /// These.
+    Servers(Vec<SocketAddr>),
+}
+
+/// What a guest may make the host hold. Beyond a limit the guest is refused, and an event says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// TCP connections, at most 65,535; each costs a socket of the host.
+    pub tcp_flows: usize,
+    /// Of those, the ones that are being connected.
+    pub tcp_connecting: usize,
+    /// Bytes of all TCP buffers. A new connection takes a share of what is left, from 32 KiB to 512 KiB.
+    pub tcp_buffers: usize,
+    /// UDP peers; each costs a socket of the host.
+    pub udp_flows: usize,
+    /// Questions to the resolver that wait for an answer.
+    pub dns_questions: usize,
+    /// Questions to the resolver in a second, on average; twice as many at once.
+    pub dns_rate: u32,
+    /// Addresses whose names are remembered.
+    pub dns_addresses: usize,
+}
+
+impl Default for UserNetwork {
+    /// Public addresses only, 10.0.2.0/24 and fd00:ca95:a::/64, packets of 1500 bytes.
+    fn default() -> Self {
+        Self {
+            subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24),
+            subnet6: Some(Ipv6Net::new_assert(
+                Ipv6Addr::new(0xfd00, 0xca95, 0xa, 0, 0, 0, 0, 0),
+                64,
+            )),
+            mac: [0x52, 0x54, 0, 0xca, 0x95, 0xa],
+            mtu: 1500,
+            host_name: None,
+            policy: NetworkPolicy::public(),
+            forwards: Vec::new(),
+            services: Vec::new(),
+            resolvers: Resolvers::Host,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tcp_flows: 1024,
+            tcp_connecting: 256,
+            tcp_buffers: 64 << 20,
+            udp_flows: 512,
+            dns_questions: 128,
+            dns_rate: 100,
+            dns_addresses: 4096,
+        }
+    }
+}
+
+/// What is wrong with a network's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigProblem {
+    /// Too small for a gateway, the host and the guest, or no network of unicast addresses.
+    #[error("the guest's network {0} is smaller than a /29, or not one of unicast addresses")]
+    Subnet(Ipv4Net),
+    /// No network where a guest can make its own address.
+    #[error("the guest's IPv6 network {0} is no /64 of unicast addresses")]
+    Subnet6(Ipv6Net),
+    /// A group's address, or none.
+    #[error("the guest's address on the link is that of a group, or zero")]
+    Mac,
+    /// Too small for IPv6, or too large for IPv4.
+    #[error("an MTU of {0} bytes; it can be from 1280 to 65520")]
+    Mtu(u16),
+    /// Port 0, which leads nowhere.
+    #[error("port 0 of the guest")]
+    PortZero,
+    /// Two services are at the same port.
+    #[error("two host services have port {0}")]
+    DuplicateService(u16),
+    /// A limit of zero, or beyond what ports can count.
+    #[error("the limit `{0}` is zero or beyond 65535")]
+    Limit(&'static str),
+    /// The policy's.
+    #[error(transparent)]
+    Policy(#[from] PolicyProblem),
+}
+
+impl UserNetwork {
+    /// Everything that is wrong with it besides its policy.
+    pub(crate) fn problems(&self) -> Vec<ConfigProblem> {
+        let mut problems = Vec::new();
+        let subnet = self.subnet.network();
+        if self.subnet.prefix_len() > 29 || !unicast(subnet) || !unicast(self.subnet.broadcast()) {
+            problems.push(ConfigProblem::Subnet(self.subnet));
+        }
+        if let Some(subnet6) = self.subnet6
+            && (subnet6.prefix_len() != 64
+                || subnet6.network().is_multicast()
+                || subnet6.network().is_unicast_link_local()
+                || subnet6.network().segments()[0] == 0)
+        {
+            problems.push(ConfigProblem::Subnet6(subnet6));
+        }
+        if self.mac[0] & 1 != 0 || self.mac == [0; 6] {
+            problems.push(ConfigProblem::Mac);
+        }
+        if !(1280..=65520).contains(&self.mtu) {
+            problems.push(ConfigProblem::Mtu(self.mtu));
+        }
+        let mut seen = std::collections::HashSet::new();
+        for service in &self.services {
+            if service.port == 0 {
+                problems.push(ConfigProblem::PortZero);
+            } else if !seen.insert((service.protocol, service.port)) {
+                problems.push(ConfigProblem::DuplicateService(service.port));
+            }
+        }
+        if self.forwards.iter().any(|forward| forward.guest_port == 0) {
+            problems.push(ConfigProblem::PortZero);
+        }
+        let limits = &self.limits;
+        for (name, limit) in [
+            ("tcp_flows", limits.tcp_flows),
+            ("tcp_connecting", limits.tcp_connecting),
+            ("udp_flows", limits.udp_flows),
+            ("dns_questions", limits.dns_questions),
+            ("dns_addresses", limits.dns_addresses),
+        ] {
+            if limit == 0 || limit > usize::from(u16::MAX) {
+                problems.push(ConfigProblem::Limit(name));
+            }
+        }
+        problems
+    }
+
+    /// The gateway's address, which resolves names too.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.address(1)
+    }
+
+    /// The address of host services.
+    #[must_use]
+    pub fn host(&self) -> Ipv4Addr {
+        self.address(2)
+    }
+
+    /// The guest's address.
+    #[must_use]
+    pub fn guest(&self) -> Ipv4Addr {
+        self.address(3)
+    }
+
+    fn address(&self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.subnet.network().to_bits() | number)
+    }
+
+    /// The gateway's IPv6 address.
+    #[must_use]
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.address6(1)
+    }
+
+    /// The IPv6 address of host services.
+    #[must_use]
+    pub fn host6(&self) -> Option<Ipv6Addr> {
+        self.address6(2)
+    }
+
+    fn address6(&self, number: u128) -> Option<Ipv6Addr> {
+        let network = self.subnet6?.network();
+        Some(Ipv6Addr::from_bits(network.to_bits() | number))
+    }
+}
+
+/// Whether an address can be that of one machine.
+fn unicast(address: Ipv4Addr) -> bool {
+    let first = address.octets()[0];
+    first != 0 && first != 127 && first < 224
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_sound_and_its_addresses_lie_in_its_networks() {
+        let network = UserNetwork::default();
+        assert_eq!(network.problems(), []);
+        assert_eq!(network.gateway(), Ipv4Addr::new(10, 0, 2, 1));
+        assert_eq!(network.guest(), Ipv4Addr::new(10, 0, 2, 3));
+        assert_eq!(network.host6(), Some("fd00:ca95:a::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn every_problem_is_reported() {
+        let service = HostService {
+            name: HOST_NAME.parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            target: "127.0.0.1:80".parse().unwrap(),
+        };
+        let network = UserNetwork {
+            subnet: "10.0.0.0/30".parse().unwrap(),
+            subnet6: Some("fe80::/64".parse().unwrap()),
+            mac: [1, 0, 0, 0, 0, 0],
+            mtu: 1279,
+            services: vec![service.clone(), service],
+            forwards: vec![PortForward {
+                protocol: Protocol::Udp,
+                listen: "127.0.0.1:0".parse().unwrap(),
+                guest_port: 0,
+            }],
+            limits: Limits {
+                udp_flows: 0,
+                ..Limits::default()
+            },
+            ..UserNetwork::default()
+        };
+        assert_eq!(
+            network.problems(),
+            [
+                ConfigProblem::Subnet(network.subnet),
+                ConfigProblem::Subnet6(network.subnet6.unwrap()),
+                ConfigProblem::Mac,
+                ConfigProblem::Mtu(1279),
+                ConfigProblem::DuplicateService(80),
+                ConfigProblem::PortZero,
+                ConfigProblem::Limit("udp_flows"),
+            ]
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! Sockets to the outside.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::time::Duration;
+
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use crate::stack::{ConnectFailure, Target};
+
+/// How long a connection may take: about as long as the guest's kernel waits.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Makes sockets.
+#[derive(Debug, Default)]
+pub struct Dialer {
+    /// Where tests have their servers. An address that is not here is a black hole.
+    #[cfg(feature = "test-utils")]
+    places: Option<std::collections::HashMap<SocketAddr, SocketAddr>>,
+}
+
+impl Dialer {
+    /// For tests: goes to the second address of a pair in the place of the first, and nowhere else.
+    #[cfg(feature = "test-utils")]
+    #[must_use]
+    pub fn to_places(places: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) -> Self {
+        Self {
+            places: Some(places.into_iter().collect()),
+        }
+    }
+
+    /// Where an address really is. Always where it says, but for tests.
+    #[cfg_attr(
+        not(feature = "test-utils"),
+        expect(clippy::unused_self, reason = "only tests have other places")
+    )]
+    fn place(&self, address: SocketAddr) -> Option<SocketAddr> {
+        #[cfg(feature = "test-utils")]
+        if let Some(places) = &self.places {
+            return places.get(&address).copied();
+        }
+        Some(address)
+    }
+
+    pub(super) async fn connect(&self, to: Target) -> Result<TcpStream, ConnectFailure> {
+        check(to)?;
+        let dialing = async {
+            let Some(address) = self.place(to.address) else {
+                return std::future::pending().await;
+            };
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            // The guest has cut the stream into segments by its own algorithm. It does not see when the other
+            // side has gone without a word, so the host has to.
+            socket.set_nodelay(true)?;
+            socket.set_keepalive(true)?;
+            socket.connect(address).await
+        };
+        match timeout(CONNECT_TIMEOUT, dialing).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(failure(&error)),
+            Err(_) => Err(ConnectFailure::Unreachable),
+        }
+    }
+
+    /// Does not wait: connecting a UDP socket sends nothing.
+    pub(super) fn udp(&self, to: Target) -> Result<UdpSocket, ConnectFailure> {
+        check(to)?;
+        let address = self.place(to.address).ok_or(ConnectFailure::Unreachable)?;
+        connected_udp(address).map_err(|error| failure(&error))
+    }
+
+    /// A socket to a resolver, which is the host's choice, and so may be anywhere.
+    pub(super) fn resolver_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        connected_udp(address)
+    }
+}
+
+fn connected_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let own: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = StdUdpSocket::bind(own)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(address)?;
+    UdpSocket::from_std(socket)
+}
+
+fn check(to: Target) -> Result<(), ConnectFailure> {
+    if !to.may_be_host && is_bindable(to.address.ip()) {
+        return Err(ConnectFailure::HostAddress);
+    }
+    Ok(())
+}
+
+/// Whether an address is one of the host's own at this moment: sockets can have no other. Unlike the list of
+/// the interfaces' addresses this includes what only a route makes local.
+fn is_bindable(address: IpAddr) -> bool {
+    StdUdpSocket::bind((address, 0)).is_ok()
+}
+
+/// Whether sockets can have any address. This one is for documents (RFC 5737).
+pub(super) fn nonlocal_bind() -> bool {
+    is_bindable(Ipv4Addr::new(192, 0, 2, 1).into())
+}
+
+fn failure(error: &io::Error) -> ConnectFailure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+            ConnectFailure::Refused
+        }
+        _ => ConnectFailure::Unreachable,
+    }
+}

@@ -1,0 +1,241 @@
+//! The link to the guest: a descriptor on which frames pass.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram as StdMessages, UnixStream as StdStream};
+use std::task::{Context, Poll, ready};
+
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
+use thiserror::Error;
+use tokio::net::{UnixDatagram, UnixStream};
+
+use crate::stack::Frames;
+
+/// The largest frame: the largest IP packet behind an Ethernet header with a VLAN tag.
+const MAX_FRAME: usize = 65_535 + 18;
+
+/// Length of the number before each frame of a stream.
+const PREFIX: usize = 4;
+
+/// Room for what a stream gives at once: the more, the fewer acknowledgements are sent, each for all that came
+/// together.
+const STREAM_ROOM: usize = 256 << 10;
+
+/// How many messages are taken before it is another's turn.
+const MESSAGES: usize = 128;
+
+/// Why a link has ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The socket is broken.
+    #[error("the link to the guest is broken")]
+    Io(#[from] io::Error),
+    /// The other side of a stream does not speak of frames.
+    #[error("a frame of {0} bytes on the link to the guest")]
+    TooLong(usize),
+    /// A descriptor that is no socket, or one of another kind.
+    #[error("the link to the guest is neither a stream nor one of messages")]
+    Kind,
+}
+
+/// The host's end of the link. Either a stream socket, on which each frame stands behind its length in 32 bits,
+/// big-endian (QEMU's `-netdev stream`), or a datagram or seqpacket socket with a frame in each message (the
+/// KVM machine's). With datagrams nothing tells that the guest has closed its end.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+    stream: bool,
+}
+
+impl Link {
+    /// A link over a connected socket, which is made non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// It is no socket of a kind that carries frames.
+    pub fn new(socket: OwnedFd) -> Result<Self, LinkError> {
+        let stream = match socket_type(&socket).map_err(|_| LinkError::Kind)? {
+            SocketType::STREAM => true,
+            SocketType::DGRAM | SocketType::SEQPACKET => false,
+            _ => return Err(LinkError::Kind),
+        };
+        rustix::io::ioctl_fionbio(&socket, true).map_err(io::Error::from)?;
+        Ok(Self { socket, stream })
+    }
+
+    /// Needs a runtime.
+    pub(super) fn open(self) -> io::Result<Open> {
+        // Either type only reads and writes its descriptor; what is asked of a seqpacket socket is what is
+        // asked of a datagram socket.
+        Ok(if self.stream {
+            Open::Stream {
+                socket: UnixStream::from_std(StdStream::from(self.socket))?,
+                input: vec![0; STREAM_ROOM],
+                filled: 0,
+            }
+        } else {
+            Open::Messages {
+                socket: UnixDatagram::from_std(StdMessages::from(self.socket))?,
+                input: vec![0; MAX_FRAME],
+            }
+        })
+    }
+}
+
+/// A link in use.
+#[derive(Debug)]
+pub(super) enum Open {
+    Stream {
+        socket: UnixStream,
+        /// What has come, `filled` bytes, of which the last frame may be a part.
+        input: Vec<u8>,
+        filled: usize,
+    },
+    Messages {
+        socket: UnixDatagram,
+        input: Vec<u8>,
+    },
+}
+
+/// What came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    Frames,
+    Nothing,
+    Closed,
+}
+
+impl Open {
+    /// Passes frames that have come to `frame`, some of them. If there are none, arranges to be woken.
+    pub(super) fn receive(
+        &mut self,
+        context: &mut Context<'_>,
+        mut frame: impl FnMut(&[u8]),
+    ) -> Result<Received, LinkError> {
+        match self {
+            Self::Stream {
+                socket,
+                input,
+                filled,
+            } => {
+                let read = |context: &mut Context<'_>| socket.poll_read_ready(context);
+                let read = attempt(context, read, || socket.try_read(&mut input[*filled..]));
+                match read {
+                    Poll::Pending => Ok(Received::Nothing),
+                    Poll::Ready(Ok(0)) => Ok(Received::Closed),
+                    Poll::Ready(length) => {
+                        *filled += length?;
+                        let rest = cut(&input[..*filled], frame)?;
+                        input.copy_within(*filled - rest..*filled, 0);
+                        *filled = rest;
+                        Ok(Received::Frames)
+                    }
+                }
+            }
+            Self::Messages { socket, input } => {
+                for taken in 0..MESSAGES {
+                    let ready = |context: &mut Context<'_>| socket.poll_recv_ready(context);
+                    match attempt(context, ready, || socket.try_recv(input)) {
+                        Poll::Pending if taken == 0 => return Ok(Received::Nothing),
+                        Poll::Pending => break,
+                        Poll::Ready(Ok(0)) => return Ok(Received::Closed),
+                        Poll::Ready(length) => frame(&input[..length?]),
+                    }
+                }
+                Ok(Received::Frames)
+            }
+        }
+    }
+
+    /// Sends frames. Returns whether any part went; for what did not, arranges to be woken.
+    pub(super) fn send(
+        &self,
+        context: &mut Context<'_>,
+        frames: &mut Frames,
+    ) -> Result<bool, LinkError> {
+        let mut sent = false;
+        match self {
+            Self::Stream { socket, .. } => {
+                while !frames.is_empty() {
+                    let ready = |context: &mut Context<'_>| socket.poll_write_ready(context);
+                    match attempt(context, ready, || socket.try_write(frames.as_stream())) {
+                        Poll::Pending => break,
+                        Poll::Ready(length) => frames.advance(length?),
+                    }
+                    sent = true;
+                }
+            }
+            Self::Messages { socket, .. } => {
+                while let Some(frame) = frames.first() {
+                    let ready = |context: &mut Context<'_>| socket.poll_send_ready(context);
+                    // If it fails, it is longer than the socket's buffer, or the host is short of memory, and
+                    // it is lost, as on a cable. That the guest is gone, receiving tells.
+                    if attempt(context, ready, || socket.try_send(frame)).is_pending() {
+                        break;
+                    }
+                    frames.pop();
+                    sent = true;
+                }
+            }
+        }
+        Ok(sent)
+    }
+}
+
+/// Tries until it does not have to wait, or has arranged to be woken.
+fn attempt(
+    context: &mut Context<'_>,
+    poll_ready: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
+    mut act: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(poll_ready(context))?;
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
+    }
+}
+
+/// Passes the frames of a stream to `frame`. Returns the length of what is left, a part of one.
+fn cut(bytes: &[u8], mut frame: impl FnMut(&[u8])) -> Result<usize, LinkError> {
+    let mut rest = bytes;
+    while let Some((prefix, behind)) = rest.split_first_chunk::<PREFIX>() {
+        let length = u32::from_be_bytes(*prefix) as usize;
+        if length > MAX_FRAME {
+            return Err(LinkError::TooLong(length));
+        }
+        let Some((whole, behind)) = behind.split_at_checked(length) else {
+            break;
+        };
+        frame(whole);
+        rest = behind;
+    }
+    Ok(rest.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_cut_into_frames_wherever_it_was_read() {
+        let stream: Vec<u8> = [&[0, 0, 0, 2, 7, 8][..], &[0; 4], &[0, 0, 0, 1, 9]].concat();
+        for read in 0..=stream.len() {
+            let mut frames = Vec::new();
+            let rest = cut(&stream[..read], |frame| frames.push(frame.to_vec())).unwrap();
+            cut(&stream[read - rest..], |frame| frames.push(frame.to_vec())).unwrap();
+            assert_eq!(frames, [&[7, 8][..], &[], &[9]], "read up to {read}");
+        }
+        let long = u32::try_from(MAX_FRAME + 1).unwrap().to_be_bytes();
+        assert!(matches!(cut(&long, |_| ()), Err(LinkError::TooLong(_))));
+    }
+
+    #[test]
+    fn what_carries_no_frames_is_no_link() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(Link::new(file.into()), Err(LinkError::Kind)));
+    }
+}

@@ -1,0 +1,84 @@
+//! What is told of a network: every decision, with the rule that made it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use crate::policy::{Block, Decision, DomainName, Protocol};
+
+/// One thing that happened. As JSON it is one object with the name of the variant in `event`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The guest asked for a name.
+    Resolve {
+        /// The name.
+        name: DomainName,
+        /// The type of the records, like `AAAA`.
+        records: String,
+        /// Whether it was resolved.
+        #[serde(flatten)]
+        decision: Decision,
+    },
+    /// A name resolved to an address that the guest may not have, and it did not get it.
+    AnswerRemoved {
+        /// The name.
+        name: DomainName,
+        /// The address.
+        address: IpAddr,
+        /// What it is.
+        block: Block,
+    },
+    /// The guest began a flow.
+    Connect {
+        /// TCP or UDP.
+        protocol: Protocol,
+        /// The guest's own address.
+        from: SocketAddr,
+        /// Where it goes.
+        to: SocketAddr,
+        /// The names that the resolver gave the address for.
+        names: Vec<DomainName>,
+        /// Whether it may begin. Names that it says may still end it.
+        #[serde(flatten)]
+        decision: Decision,
+    },
+    /// A flow said a name, or did not say one that it had to.
+    Name {
+        /// Where the flow goes.
+        to: SocketAddr,
+        /// The name, if there is one.
+        name: Option<DomainName>,
+        /// Whether the flow goes on.
+        #[serde(flatten)]
+        decision: Decision,
+    },
+    /// The guest was refused something because it has as much as it may.
+    LimitReached {
+        /// What it has enough of.
+        limit: Limit,
+    },
+    /// Nobody took events in time.
+    Lost {
+        /// How many are missing here.
+        events: u64,
+    },
+}
+
+/// What a guest may have only so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Limit {
+    /// TCP connections, or their buffers.
+    TcpFlows,
+    /// TCP connections that are being connected.
+    TcpConnecting,
+    /// UDP peers.
+    UdpFlows,
+    /// Questions to the resolver that wait.
+    DnsQuestions,
+    /// Questions to the resolver in a second.
+    DnsRate,
+}

@@ -1,0 +1,49 @@
+//! A user-space network for one guest: Ethernet frames on one side, the host's sockets on the other, and a
+//! policy between them. No privileges, no interface of the host's, no configuration of its network.
+//!
+//! ```text
+//! guest ══ a socket with frames ══ driver ── the host's sockets
+//!                                    │
+//!                                  stack: no sockets, no clock
+//!                                    ├ neighbors, DHCP, echoes
+//!                                    ├ TCP, ended here: one of smoltcp's sockets for each connection
+//!                                    ├ UDP peers
+//!                                    ├ names: only those that may be resolved, and remembered
+//!                                    └ policy: at the name, at the connection, at what it says
+//! ```
+//!
+//! A [`Network`] is made from a [`UserNetwork`], which is plain data, and [run](Network::run) on a [`Link`].
+//! Every decision is an [`Event`].
+//!
+//! # What a policy does not stop
+//!
+//! - A name inside TLS: a server that has several sites behind one certificate serves any of them, whatever the
+//!   connection's beginning says, and so does one that the guest shows keys for Encrypted ClientHello from
+//!   elsewhere.
+//! - Names below an allowed wildcard whose zone an attacker has: each question is a message to them. Questions
+//!   are counted and limited in time.
+//! - Where a rule [denies](policy::Action::Deny) a name and the default is to allow: the address is still there
+//!   for whoever says no name.
+//!
+//! # What is not carried
+//!
+//! IP packets in parts, multicast, protocols other than TCP and UDP, echoes beyond the gateway. Where there is
+//! somebody to tell, the guest is told.
+
+mod config;
+mod dns;
+mod driver;
+mod event;
+mod inspect;
+mod names;
+pub mod policy;
+pub mod stack;
+
+pub use config::{
+    ConfigProblem, HOST_NAME, HostService, Limits, PortForward, Resolvers, UserNetwork,
+};
+pub use dns::Lookup;
+#[cfg(feature = "test-utils")]
+pub use driver::Dialer;
+pub use driver::{Link, LinkError, Network, NetworkError};
+pub use event::{Event, Limit};

@@ -1,0 +1,656 @@
+//! The guest's TCP connections: found by their ends, sent for in turn, and few enough.
+//!
+//! ```text
+//! SYN ── policy ──> connecting ── the other side is there ──> open ── both have ended ──> lingering ──> gone
+//!          │             │ it is not, or the guest gives up      │ a reset, from either
+//!          └─ refused    └─ refused                              └─ gone
+//! ```
+//!
+//! While the other side is being connected, the guest's SYN is all that is kept: it is answered once there is
+//! something behind the answer. What the guest sends beyond the window has to be sent again; what the other
+//! side sends stays with it as long as there is no room. Neither side can make this one hold more than the
+//! buffers.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+
+use slab::Slab;
+use smoltcp::socket::tcp::{RecvError, State};
+use smoltcp::time::{Duration, Instant};
+
+use super::egress::Egress;
+use super::flow::{Ends, Flow};
+use crate::config::Limits;
+use crate::inspect::{Inspector, MAX_HEAD, Step};
+use crate::policy::{Decision, Destination, DomainName, Filter, Reason};
+
+/// What a buffer may have. A window of that size needs less than a millisecond of a fast link.
+const LARGEST_BUFFER: usize = 256 << 10;
+/// What it must have: the head that is looked at fits.
+const SMALLEST_BUFFER: usize = MAX_HEAD;
+/// The part of the free memory that a new connection's two buffers take.
+const SHARE: usize = 32;
+
+/// How many segments a connection sends before it is another's turn.
+const TURN: usize = 64;
+
+/// How soon a connection that has had its turn gets another one by itself.
+const SOONEST: Duration = Duration::from_millis(1);
+
+/// The first port of connections to the guest (RFC 6335, 6).
+const FIRST_EPHEMERAL: u16 = 49152;
+
+/// One connection, and none that later has its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowId {
+    index: usize,
+    serial: u64,
+}
+
+/// What came of taking what the guest has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// So many bytes were taken.
+    Bytes(usize),
+    /// There is nothing at present.
+    Nothing,
+    /// There will be nothing more: the guest has closed its side.
+    Finished,
+    /// The connection is gone.
+    Gone,
+}
+
+/// What came of giving bytes for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// So many bytes were given.
+    Bytes(usize),
+    /// There is no room at present.
+    NoRoom,
+    /// The connection is gone, or takes nothing more.
+    Gone,
+}
+
+/// What a connection must show before its bytes go on.
+#[derive(Debug)]
+pub(super) struct Inspection {
+    inspector: Inspector,
+    to: Destination,
+    /// Those of the address when the connection began: that they are forgotten meanwhile cuts nothing.
+    names: Vec<DomainName>,
+    otherwise: Decision,
+}
+
+/// What an inspection decided.
+#[derive(Debug)]
+pub(super) struct Judgement {
+    pub(super) to: SocketAddr,
+    pub(super) name: Option<DomainName>,
+    pub(super) decision: Decision,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    Flows,
+    Connecting,
+}
+
+/// What became of a segment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// It belongs to a connection.
+    Known,
+    /// The guest has given up a connection before it was one.
+    Abandoned(FlowId),
+    /// It belongs to none.
+    Unknown,
+}
+
+pub(super) struct Table {
+    flows: Slab<Entry>,
+    by_ends: HashMap<Ends, usize>,
+    serial: u64,
+    limits: Limits,
+    connecting: usize,
+    /// Bytes for buffers that nobody has.
+    free: usize,
+    /// Those that may have something to send.
+    due: VecDeque<usize>,
+    alarms: BTreeSet<(Instant, usize)>,
+    /// Those whose other side has to look: there are bytes or room, or they are gone.
+    touched: VecDeque<FlowId>,
+    /// Those that only wait for what the guest may have to repeat, oldest first.
+    lingering: VecDeque<FlowId>,
+    next_port: u16,
+    head: Vec<u8>,
+}
+
+struct Entry {
+    serial: u64,
+    ends: Ends,
+    state: Phase,
+    inspection: Option<Inspection>,
+    /// How many bytes may go on without another look.
+    passed: u64,
+    due: bool,
+    touched: bool,
+    lingering: bool,
+    alarm: Option<Instant>,
+}
+
+enum Phase {
+    Connecting { syn: Vec<u8> },
+    Open(Box<Flow>),
+}
+
+impl Inspection {
+    pub(super) fn new(
+        to: Destination,
+        names: Vec<DomainName>,
+        name_needed: bool,
+        otherwise: Decision,
+    ) -> Self {
+        Self {
+            inspector: Inspector::new(name_needed),
+            to,
+            names,
+            otherwise,
+        }
+    }
+
+    /// Looks at bytes of the guest. Returns how many may go on, or that the connection ends.
+    fn look(
+        &mut self,
+        front: &[u8],
+        filter: &Filter,
+        judge: &mut impl FnMut(Judgement),
+    ) -> Option<u64> {
+        let (name, decision, length) = match self.inspector.step(front) {
+            Step::More => return Some(0),
+            Step::Pass(length) => return Some(length),
+            Step::Refuse(reason) => (None, self.refused(reason), 0),
+            Step::Ask(name, length) => {
+                let decision = filter.admit_name(&name, self.to, &self.names);
+                (Some(name), decision, length)
+            }
+        };
+        let allowed = decision.allows();
+        judge(Judgement {
+            to: self.to.address,
+            name,
+            decision,
+        });
+        allowed.then_some(length)
+    }
+
+    fn refused(&self, reason: Reason) -> Decision {
+        Decision {
+            rule: self.otherwise.rule.clone(),
+            ..Decision::deny(reason)
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            flows: Slab::new(),
+            by_ends: HashMap::new(),
+            serial: 0,
+            limits,
+            connecting: 0,
+            free: limits.tcp_buffers,
+            due: VecDeque::new(),
+            alarms: BTreeSet::new(),
+            touched: VecDeque::new(),
+            lingering: VecDeque::new(),
+            next_port: FIRST_EPHEMERAL,
+            head: Vec::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Takes a segment of the guest, `packet` with its IP header. `begins` says that it is a SYN without an
+    /// acknowledgement, `resets` that it is a reset.
+    pub(super) fn receive(
+        &mut self,
+        ends: Ends,
+        [begins, resets]: [bool; 2],
+        packet: &[u8],
+        egress: &mut Egress,
+        now: Instant,
+    ) -> Segment {
+        let Some(&index) = self.by_ends.get(&ends) else {
+            return Segment::Unknown;
+        };
+        let entry = &mut self.flows[index];
+        match &mut entry.state {
+            Phase::Connecting { .. } if resets => {
+                let id = self.id(index);
+                self.remove(index);
+                Segment::Abandoned(id)
+            }
+            // The same SYN again.
+            Phase::Connecting { .. } => Segment::Known,
+            Phase::Open(flow) if begins && flow.state() == State::TimeWait => {
+                self.remove(index);
+                Segment::Unknown
+            }
+            // The guest has started anew and takes the same port again. Asked for the connection that it has
+            // forgotten it resets that one (RFC 5961, 4), and its next SYN begins another.
+            Phase::Open(flow) if begins && flow.state() != State::SynReceived => {
+                flow.probe();
+                self.want_turn(index);
+                Segment::Known
+            }
+            Phase::Open(flow) => {
+                flow.receive(packet, egress, now);
+                self.touch(index);
+                Segment::Known
+            }
+        }
+    }
+
+    /// Keeps a SYN until the other side is there.
+    pub(super) fn hold(
+        &mut self,
+        ends: Ends,
+        syn: &[u8],
+        inspection: Option<Inspection>,
+    ) -> Result<FlowId, Full> {
+        if self.connecting >= self.limits.tcp_connecting {
+            return Err(Full::Connecting);
+        }
+        self.make_room();
+        if self.flows.len() >= self.limits.tcp_flows {
+            return Err(Full::Flows);
+        }
+        self.connecting += 1;
+        let syn = syn.to_vec();
+        Ok(self.insert(ends, Phase::Connecting { syn }, inspection))
+    }
+
+    /// Answers the SYN that was kept. Without memory for the buffers, the connection goes.
+    pub(super) fn connected(
+        &mut self,
+        id: FlowId,
+        seed: u64,
+        egress: &mut Egress,
+        now: Instant,
+    ) -> Result<(), Full> {
+        let Some(index) = self.index(id) else {
+            return Ok(());
+        };
+        let ends = self.flows[index].ends;
+        let Some(buffer) = self.buffer() else {
+            self.remove(index);
+            return Err(Full::Flows);
+        };
+        let flow = Flow::listen(ends, buffer, seed, egress);
+        self.free -= flow.buffers;
+        let entry = &mut self.flows[index];
+        let before = std::mem::replace(&mut entry.state, Phase::Open(Box::new(flow)));
+        if let (Phase::Connecting { syn }, Phase::Open(flow)) = (before, &mut entry.state) {
+            self.connecting -= 1;
+            flow.receive(&syn, egress, now);
+            if flow.state() == State::Listen {
+                // It was not one that can be answered.
+                flow.socket().abort();
+            }
+        }
+        self.touch(index);
+        Ok(())
+    }
+
+    /// Forgets a connection that came to nothing. Returns the SYN, to be answered.
+    pub(super) fn refused(&mut self, id: FlowId) -> Option<Vec<u8>> {
+        let index = self.index(id)?;
+        match self.remove(index).state {
+            Phase::Connecting { syn } => Some(syn),
+            Phase::Open(_) => None,
+        }
+    }
+
+    /// Begins a connection from `from` to the guest at `to`.
+    pub(super) fn connect(
+        &mut self,
+        from: IpAddr,
+        to: SocketAddr,
+        seed: u64,
+        egress: &mut Egress,
+    ) -> Result<FlowId, Full> {
+        self.make_room();
+        let buffer = self.buffer().ok_or(Full::Flows)?;
+        if self.flows.len() >= self.limits.tcp_flows {
+            return Err(Full::Flows);
+        }
+        let ends = loop {
+            let port = self.next_port;
+            self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
+            let ends = Ends {
+                guest: to,
+                peer: (from, port).into(),
+            };
+            // There are fewer connections than ports.
+            if !self.by_ends.contains_key(&ends) {
+                break ends;
+            }
+        };
+        let flow = Flow::connect(ends, buffer, seed, egress);
+        self.free -= flow.buffers;
+        let id = self.insert(ends, Phase::Open(Box::new(flow)), None);
+        self.touch(id.index);
+        Ok(id)
+    }
+
+    /// Passes bytes of the guest to `take`, which says how many it took.
+    pub(super) fn take<E>(
+        &mut self,
+        id: FlowId,
+        filter: &Filter,
+        mut judge: impl FnMut(Judgement),
+        take: impl FnOnce(&[u8]) -> Result<usize, E>,
+    ) -> Result<Taken, E> {
+        let Some(index) = self.index(id) else {
+            return Ok(Taken::Gone);
+        };
+        let entry = &mut self.flows[index];
+        let Phase::Open(flow) = &mut entry.state else {
+            return Ok(Taken::Nothing);
+        };
+        let socket = flow.socket();
+        if let Some(inspection) = &mut entry.inspection
+            && entry.passed == 0
+            && socket.can_recv()
+        {
+            self.head.resize(MAX_HEAD, 0);
+            let length = socket.peek_slice(&mut self.head).unwrap_or(0);
+            let ended = !matches!(
+                socket.state(),
+                State::Established | State::FinWait1 | State::FinWait2 | State::SynReceived
+            );
+            entry.passed = match inspection.look(&self.head[..length], filter, &mut judge) {
+                Some(0) if ended => {
+                    judge(Judgement {
+                        to: inspection.to.address,
+                        name: None,
+                        decision: inspection.refused(Reason::Malformed),
+                    });
+                    self.abort(id);
+                    return Ok(Taken::Gone);
+                }
+                Some(length) => length,
+                None => {
+                    self.abort(id);
+                    return Ok(Taken::Gone);
+                }
+            };
+        }
+        let allowed = match entry.inspection {
+            Some(_) => entry.passed,
+            None => u64::MAX,
+        };
+        let taken = socket.recv(|bytes| {
+            let most = usize::try_from(allowed).map_or(bytes.len(), |most| most.min(bytes.len()));
+            match bytes[..most] {
+                [] => (0, Ok(0)),
+                _ => match take(&bytes[..most]) {
+                    Ok(length) => (length, Ok(length)),
+                    Err(error) => (0, Err(error)),
+                },
+            }
+        });
+        match taken {
+            Ok(result) => {
+                let length = result?;
+                if length == 0 {
+                    return Ok(Taken::Nothing);
+                }
+                entry.passed = entry.passed.saturating_sub(length as u64);
+                // The window has grown.
+                self.want_turn(index);
+                Ok(Taken::Bytes(length))
+            }
+            Err(RecvError::Finished) => Ok(Taken::Finished),
+            Err(RecvError::InvalidState) => Ok(match socket.state() {
+                State::Listen | State::SynSent | State::SynReceived => Taken::Nothing,
+                _ => Taken::Gone,
+            }),
+        }
+    }
+
+    /// Lets `give` fill room for bytes to the guest, and say how many it gave.
+    pub(super) fn give<E>(
+        &mut self,
+        id: FlowId,
+        give: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Given, E> {
+        let Some(index) = self.index(id) else {
+            return Ok(Given::Gone);
+        };
+        let Phase::Open(flow) = &mut self.flows[index].state else {
+            return Ok(Given::NoRoom);
+        };
+        let socket = flow.socket();
+        if !socket.can_send() {
+            return Ok(match socket.state() {
+                State::Listen | State::SynSent | State::SynReceived => Given::NoRoom,
+                _ if socket.may_send() => Given::NoRoom,
+                _ => Given::Gone,
+            });
+        }
+        let given = socket.send(|room| match give(room) {
+            Ok(length) => (length, Ok(length)),
+            Err(error) => (0, Err(error)),
+        });
+        let Ok(result) = given else {
+            return Ok(Given::Gone);
+        };
+        let length = result?;
+        self.want_turn(index);
+        Ok(Given::Bytes(length))
+    }
+
+    /// Says the guest that no more comes.
+    pub(super) fn finish(&mut self, id: FlowId) {
+        if let Some((index, flow)) = self.open(id) {
+            flow.socket().close();
+            self.want_turn(index);
+        }
+    }
+
+    /// Ends a connection with a reset.
+    pub(super) fn abort(&mut self, id: FlowId) {
+        if let Some((index, flow)) = self.open(id) {
+            flow.socket().abort();
+            self.want_turn(index);
+        } else if let Some(index) = self.index(id) {
+            self.remove(index);
+        }
+    }
+
+    /// Asks the guest about every connection whether it still knows it.
+    pub(super) fn probe(&mut self) {
+        for index in 0..self.flows.capacity() {
+            if let Some(Entry {
+                state: Phase::Open(flow),
+                ..
+            }) = self.flows.get_mut(index)
+            {
+                flow.probe();
+                self.want_turn(index);
+            }
+        }
+    }
+
+    /// The next whose other side has to look.
+    pub(super) fn next_touched(&mut self) -> Option<FlowId> {
+        let id = self.touched.pop_front()?;
+        if let Some(index) = self.index(id) {
+            self.flows[index].touched = false;
+        }
+        Some(id)
+    }
+
+    /// Sends what there is to send, as long as the way to the guest has room.
+    pub(super) fn send(&mut self, egress: &mut Egress, now: Instant) {
+        while let Some(&(at, index)) = self.alarms.first() {
+            if at > now {
+                break;
+            }
+            self.alarms.pop_first();
+            self.flows[index].alarm = None;
+            self.want_turn(index);
+        }
+        while egress.frames.has_room()
+            && let Some(index) = self.due.pop_front()
+        {
+            let entry = &mut self.flows[index];
+            entry.due = false;
+            let Phase::Open(flow) = &mut entry.state else {
+                continue;
+            };
+            let done = flow.send(TURN, egress, now);
+            let state = flow.state();
+            match flow.send_at(now) {
+                None if state == State::Closed => {
+                    self.remove(index);
+                    continue;
+                }
+                None => {}
+                Some(_) if !done => self.want_turn(index),
+                Some(at) if at <= now && !egress.frames.has_room() => self.want_turn(index),
+                // Whatever it waits for, it does not spin.
+                Some(at) => self.set_alarm(index, at.max(now + SOONEST)),
+            }
+            if state == State::TimeWait && !self.flows[index].lingering {
+                self.flows[index].lingering = true;
+                self.lingering.push_back(self.id(index));
+            }
+        }
+    }
+
+    /// When something is to be sent, if nothing comes.
+    pub(super) fn send_at(&self) -> Option<Instant> {
+        self.alarms.first().map(|(at, _)| *at)
+    }
+
+    /// Whether something waits for room on the way to the guest.
+    pub(super) fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    fn insert(&mut self, ends: Ends, state: Phase, inspection: Option<Inspection>) -> FlowId {
+        self.serial += 1;
+        let index = self.flows.insert(Entry {
+            serial: self.serial,
+            ends,
+            state,
+            inspection,
+            passed: 0,
+            due: false,
+            touched: false,
+            lingering: false,
+            alarm: None,
+        });
+        self.by_ends.insert(ends, index);
+        self.id(index)
+    }
+
+    fn remove(&mut self, index: usize) -> Entry {
+        let id = self.id(index);
+        let entry = self.flows.remove(index);
+        self.by_ends.remove(&entry.ends);
+        if let Some(at) = entry.alarm {
+            self.alarms.remove(&(at, index));
+        }
+        if entry.due {
+            self.due.retain(|&due| due != index);
+        }
+        match &entry.state {
+            Phase::Connecting { .. } => self.connecting -= 1,
+            Phase::Open(flow) => self.free += flow.buffers,
+        }
+        if !entry.touched {
+            self.touched.push_back(id);
+        }
+        entry
+    }
+
+    /// Forgets those that only linger, oldest first, when room runs short.
+    fn make_room(&mut self) {
+        while self.flows.len() >= self.limits.tcp_flows || self.free < self.limits.tcp_buffers / 2 {
+            let Some(id) = self.lingering.pop_front() else {
+                break;
+            };
+            if let Some(index) = self.index(id) {
+                self.remove(index);
+            }
+        }
+        // Most of them have left by themselves.
+        while let Some(&id) = self.lingering.front()
+            && self.index(id).is_none()
+        {
+            self.lingering.pop_front();
+        }
+    }
+
+    /// The size of a new connection's buffers.
+    fn buffer(&self) -> Option<usize> {
+        let share = (self.free / SHARE / 2).clamp(SMALLEST_BUFFER, LARGEST_BUFFER);
+        (2 * share <= self.free).then_some(share)
+    }
+
+    fn id(&self, index: usize) -> FlowId {
+        FlowId {
+            index,
+            serial: self.flows[index].serial,
+        }
+    }
+
+    fn index(&self, id: FlowId) -> Option<usize> {
+        let entry = self.flows.get(id.index)?;
+        (entry.serial == id.serial).then_some(id.index)
+    }
+
+    fn open(&mut self, id: FlowId) -> Option<(usize, &mut Flow)> {
+        let index = self.index(id)?;
+        match &mut self.flows[index].state {
+            Phase::Open(flow) => Some((index, flow)),
+            Phase::Connecting { .. } => None,
+        }
+    }
+
+    /// Makes the other side look, and the connection send.
+    fn touch(&mut self, index: usize) {
+        if !self.flows[index].touched {
+            self.flows[index].touched = true;
+            self.touched.push_back(self.id(index));
+        }
+        self.want_turn(index);
+    }
+
+    fn want_turn(&mut self, index: usize) {
+        let entry = &mut self.flows[index];
+        if !entry.due {
+            entry.due = true;
+            self.due.push_back(index);
+        }
+    }
+
+    /// An earlier alarm stays: it finds that there is nothing to do yet. Most are put off by each segment.
+    fn set_alarm(&mut self, index: usize, at: Instant) {
+        let entry = &mut self.flows[index];
+        if let Some(before) = entry.alarm {
+            if before <= at {
+                return;
+            }
+            self.alarms.remove(&(before, index));
+        }
+        entry.alarm = Some(at);
+        self.alarms.insert((at, index));
+    }
+}

@@ -1,0 +1,12 @@
+//! The whole network over real sockets: a guest made of smoltcp at the other end of a socket pair, and servers
+//! on this host's loopback in the place of public addresses.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+mod guest;
+mod host;
+
+mod forwards;
+mod names;
+mod streams;
+mod udp;

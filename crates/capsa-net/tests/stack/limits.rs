@@ -1,0 +1,185 @@
+//! What a guest may make the stack hold.
+
+use std::time::Duration;
+
+use capsa_net::{Event, Limit, Limits, UserNetwork};
+use smoltcp::socket::tcp;
+
+use crate::lab::Lab;
+
+const WEB: &str = "93.184.216.34:80";
+
+fn lab(limits: Limits) -> Lab {
+    let mut lab = Lab::new(&UserNetwork {
+        limits,
+        ..UserNetwork::default()
+    });
+    lab.world.answers.insert(WEB.parse().unwrap(), Ok(()));
+    lab
+}
+
+fn reached(lab: &mut Lab) -> Vec<Limit> {
+    let limits = lab.events().into_iter().filter_map(|event| match event {
+        Event::LimitReached { limit } => Some(limit),
+        _ => None,
+    });
+    limits.collect()
+}
+
+#[test]
+fn connections_beyond_the_limit_are_refused_until_others_end() {
+    let mut lab = lab(Limits {
+        tcp_flows: 10,
+        ..Limits::default()
+    });
+    let connections: Vec<_> = (0..12).map(|_| lab.connect(WEB.parse().unwrap())).collect();
+    lab.pass(Duration::from_millis(100));
+    let refused = connections
+        .iter()
+        .filter(|&&connection| lab.state(connection) == tcp::State::Closed);
+    assert_eq!(refused.count(), 2);
+    assert_eq!(reached(&mut lab), [Limit::TcpFlows]);
+    let open = connections
+        .into_iter()
+        .find(|&connection| lab.state(connection) != tcp::State::Closed);
+    lab.tcp(open.unwrap()).abort();
+    lab.pass(Duration::from_millis(100));
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_millis(100));
+    assert_eq!(lab.state(connection), tcp::State::Established);
+}
+
+#[test]
+fn those_that_only_linger_make_room() {
+    let mut lab = lab(Limits {
+        tcp_flows: 2,
+        ..Limits::default()
+    });
+    for _ in 0..20 {
+        let connection = lab.connect(WEB.parse().unwrap());
+        lab.pass(Duration::from_millis(10));
+        assert_eq!(lab.state(connection), tcp::State::Established);
+        // The other side closes first, so that the waiting is on this side.
+        for stream in lab.world.streams.values_mut() {
+            stream.finish = true;
+        }
+        lab.pass(Duration::from_millis(10));
+        lab.tcp(connection).close();
+        lab.pass(Duration::from_millis(10));
+    }
+    assert!(reached(&mut lab).is_empty());
+}
+
+#[test]
+fn connections_share_the_memory_and_are_refused_without() {
+    let mut lab = lab(Limits {
+        tcp_buffers: 1 << 20,
+        ..Limits::default()
+    });
+    let connections: Vec<_> = (0..40).map(|_| lab.connect(WEB.parse().unwrap())).collect();
+    lab.pass(Duration::from_secs(2));
+    let open = connections
+        .iter()
+        .filter(|&&connection| lab.state(connection) == tcp::State::Established);
+    assert_eq!(open.count(), 32, "the smallest buffers are 16 KiB each way");
+    assert!(reached(&mut lab).contains(&Limit::TcpFlows));
+}
+
+#[test]
+fn connections_that_lead_nowhere_are_few() {
+    let mut lab = lab(Limits {
+        tcp_connecting: 5,
+        ..Limits::default()
+    });
+    let hole = "8.8.8.8:80".parse().unwrap();
+    let connections: Vec<_> = (0..9).map(|_| lab.connect(hole)).collect();
+    lab.pass(Duration::from_millis(100));
+    assert_eq!(reached(&mut lab), [Limit::TcpConnecting]);
+    assert_eq!(lab.stack.flows().0, 5);
+    // Giving up makes room.
+    for connection in connections {
+        lab.tcp(connection).abort();
+    }
+    lab.pass(Duration::from_millis(100));
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_millis(100));
+    assert_eq!(lab.state(connection), tcp::State::Established);
+}
+
+#[test]
+fn udp_peers_beyond_the_limit_are_refused() {
+    let mut lab = lab(Limits {
+        udp_flows: 3,
+        ..Limits::default()
+    });
+    let socket = lab.udp(4000);
+    for number in 1..10 {
+        lab.send_udp(socket, ([8, 8, 8, number], 1000).into(), b"x");
+    }
+    assert_eq!(lab.world.peers.len(), 3);
+    assert_eq!(reached(&mut lab), [Limit::UdpFlows]);
+}
+
+#[test]
+fn questions_are_few_at_once_and_in_a_second() {
+    use hickory_proto::op::{Message, MessageType, OpCode, Query};
+    use hickory_proto::rr::{Name, RecordType};
+
+    let mut lab = lab(Limits {
+        dns_questions: 4,
+        dns_rate: 10,
+        ..Limits::default()
+    });
+    let socket = lab.udp(4000);
+    let question = |number: u16| {
+        let mut message = Message::new(number, MessageType::Query, OpCode::Query);
+        let name = Name::from_ascii(format!("{number}.example.com.")).unwrap();
+        message.add_query(Query::query(name, RecordType::A));
+        message.to_vec().unwrap()
+    };
+    for number in 0..30 {
+        lab.send_udp(socket, "10.0.2.1:53".parse().unwrap(), &question(number));
+    }
+    assert_eq!(lab.world.other.len(), 4, "wait for an answer");
+    assert_eq!(reached(&mut lab), [Limit::DnsQuestions, Limit::DnsRate]);
+    let mut answers = 0;
+    while lab.receive_udp(socket).is_some() {
+        answers += 1;
+    }
+    assert_eq!(answers, 16, "twenty may come at once");
+    lab.pass(Duration::from_secs(1));
+    for number in 0..30 {
+        lab.send_udp(socket, "10.0.2.1:53".parse().unwrap(), &question(number));
+    }
+    let mut answers = 0;
+    while lab.receive_udp(socket).is_some() {
+        answers += 1;
+    }
+    assert_eq!(answers, 10);
+}
+
+#[test]
+fn a_guest_that_takes_no_frames_makes_nothing_grow() {
+    let mut lab = lab(Limits::default());
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_millis(10));
+    assert_eq!(lab.state(connection), tcp::State::Established);
+    let frame = |lab: &mut Lab| {
+        let socket = lab.udp(5000);
+        let frames = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let seen = std::rc::Rc::clone(&frames);
+        lab.to_stack = Box::new(move |frame| {
+            seen.borrow_mut().push(frame);
+            vec![]
+        });
+        // Nobody listens there: each is answered.
+        lab.send_udp(socket, "10.0.2.1:9".parse().unwrap(), &[7; 1000]);
+        frames.take().pop().unwrap()
+    };
+    let frame = frame(&mut lab);
+    for _ in 0..5_000 {
+        lab.stack.receive(&frame, lab.now);
+        lab.stack.send(lab.now);
+    }
+    assert!(lab.stack.frames().as_stream().len() <= 512 << 10);
+}
