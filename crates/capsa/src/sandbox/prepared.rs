@@ -123,6 +123,10 @@ async fn last_words<T>(vm: &VmHandle, done: impl Future<Output = Result<T>>) -> 
     let failed = tokio::select! {
         done = done => match done {
             Ok(done) => return Ok(done),
+            // The agent has said why, and its VM ends after that.
+            Err(Error::Agent { cause }) if matches!(*cause, AgentFailure::Refused { .. }) => {
+                return Err(Error::Agent { cause });
+            }
             Err(failed) => failed,
         },
         waited = vm.wait() => return Err(waited.err().unwrap_or_else(|| ended().into())),
