@@ -84,8 +84,11 @@ pub(crate) struct Cgroup(PathBuf);
 impl Cgroup {
     pub(crate) fn create(name: &str) -> io::Result<Self> {
         let path = Path::new(PARENT).join(name);
-        fs::create_dir(&path)?;
-        Ok(Self(path))
+        match fs::create_dir(&path) {
+            // Left by a main process that could not be started.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Self(path)),
+            created => created.map(|()| Self(path)),
+        }
     }
 
     /// What a process writes `0` to, to be in the group.
