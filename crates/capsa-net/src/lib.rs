@@ -34,6 +34,9 @@ mod config;
 mod dns;
 mod driver;
 mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod inspect;
 mod names;
 pub mod policy;

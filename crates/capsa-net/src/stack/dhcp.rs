@@ -2,13 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable, Decoder, Encodable};
+use smoltcp::wire::{DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr};
 
 use super::Addresses;
 
 pub(super) const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
+
+/// Options that smoltcp has no field for (RFC 2132; of several resolvers it reads few).
+const DOMAIN_NAME_SERVER: u8 = 6;
+const HOST_NAME: u8 = 12;
+const INTERFACE_MTU: u8 = 26;
+const CLIENT_IDENTIFIER: u8 = 61;
 
 /// How long a lease is, in seconds. It is renewed without end, and nobody else waits for the address.
 const LEASE: u32 = 24 * 60 * 60;
@@ -27,81 +32,84 @@ pub(super) struct Answer {
 
 /// The answer to a client's message, if it gets one.
 pub(super) fn answer(message: &[u8], addresses: &Addresses, mtu: u16) -> Option<Answer> {
-    let asked = Message::decode(&mut Decoder::new(message)).ok()?;
-    // Ethernet's addresses; the library keeps no more than 16 bytes, but believes the length.
-    if asked.opcode() != Opcode::BootRequest || asked.hlen() != 6 {
-        return None;
-    }
-    let kind = asked.opts().msg_type()?;
-    let option = |code| asked.opts().get(code);
-    let ours = match option(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) => *server == addresses.gateway,
-        _ => true,
-    };
-    let wanted = match option(OptionCode::RequestedIpAddress) {
-        Some(DhcpOption::RequestedIpAddress(address)) => *address,
-        _ => asked.ciaddr(),
-    };
-    let reply = match kind {
-        MessageType::Discover => MessageType::Offer,
+    let packet = DhcpPacket::new_checked(message).ok()?;
+    let asked = DhcpRepr::parse(&packet).ok()?;
+    let server = asked.server_identifier;
+    let wanted = asked.requested_ip.unwrap_or(asked.client_ip);
+    let kind = match asked.message_type {
+        DhcpMessageType::Discover => DhcpMessageType::Offer,
         // Another server's offer was taken.
-        MessageType::Request if !ours => return None,
-        MessageType::Request if wanted == addresses.guest => MessageType::Ack,
-        MessageType::Request => MessageType::Nak,
-        MessageType::Inform => MessageType::Ack,
+        DhcpMessageType::Request if server.is_some_and(|server| server != addresses.gateway) => {
+            return None;
+        }
+        DhcpMessageType::Request if wanted == addresses.guest => DhcpMessageType::Ack,
+        DhcpMessageType::Request => DhcpMessageType::Nak,
+        DhcpMessageType::Inform => DhcpMessageType::Ack,
         _ => return None,
     };
+    let starts = asked.message_type == DhcpMessageType::Discover;
+    let leases = kind != DhcpMessageType::Nak && asked.message_type != DhcpMessageType::Inform;
+    let informs = kind != DhcpMessageType::Nak;
 
-    let mut answer = Message::default();
+    let (gateway, mtu) = (addresses.gateway.octets(), mtu.to_be_bytes());
+    let name = addresses.host_name.as_ref().map(|name| name.as_str());
+    // As it came (RFC 6842).
+    let identifier = packet
+        .options()
+        .find(|option| option.kind == CLIENT_IDENTIFIER);
+    let facts = [
+        Some((DOMAIN_NAME_SERVER, &gateway[..])),
+        Some((INTERFACE_MTU, &mtu[..])),
+        name.map(|name| (HOST_NAME, name.as_bytes())),
+    ];
+    let facts = facts.into_iter().flatten().filter(|_| informs);
+    let facts = facts.map(|(kind, data)| DhcpOption { kind, data });
+    let options: Vec<_> = identifier.into_iter().chain(facts).collect();
+    let answer = DhcpRepr {
+        message_type: kind,
+        client_ip: if starts {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            asked.client_ip
+        },
+        your_ip: if leases {
+            addresses.guest
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        },
+        server_ip: Ipv4Addr::UNSPECIFIED,
+        router: informs.then_some(addresses.gateway),
+        subnet_mask: informs.then_some(addresses.subnet.netmask()),
+        requested_ip: None,
+        client_identifier: None,
+        server_identifier: Some(addresses.gateway),
+        parameter_request_list: None,
+        dns_servers: None,
+        max_size: None,
+        lease_duration: leases.then_some(LEASE),
+        renew_duration: None,
+        rebind_duration: None,
+        additional_options: &options,
+        ..asked
+    };
+    let mut bytes = vec![0; answer.buffer_len().max(MINIMUM)];
     answer
-        .set_opcode(Opcode::BootReply)
-        .set_xid(asked.xid())
-        .set_flags(asked.flags())
-        .set_giaddr(asked.giaddr())
-        .set_chaddr(asked.chaddr());
-    let options = answer.opts_mut();
-    options.insert(DhcpOption::MessageType(reply));
-    options.insert(DhcpOption::ServerIdentifier(addresses.gateway));
-    if reply != MessageType::Nak {
-        options.insert(DhcpOption::SubnetMask(addresses.subnet.netmask()));
-        options.insert(DhcpOption::Router(vec![addresses.gateway]));
-        options.insert(DhcpOption::DomainNameServer(vec![addresses.gateway]));
-        options.insert(DhcpOption::InterfaceMtu(mtu));
-        if let Some(name) = &addresses.host_name {
-            options.insert(DhcpOption::Hostname(name.to_string()));
-        }
-    }
-    if reply != MessageType::Nak && kind != MessageType::Inform {
-        answer
-            .opts_mut()
-            .insert(DhcpOption::AddressLeaseTime(LEASE));
-        answer.set_yiaddr(addresses.guest);
-    }
-    if kind != MessageType::Discover {
-        answer.set_ciaddr(asked.ciaddr());
-    }
+        .emit(&mut DhcpPacket::new_unchecked(&mut bytes[..]))
+        .ok()?;
 
-    let mut message = answer.to_vec().ok()?;
-    if message.len() < MINIMUM {
-        message.resize(MINIMUM, 0);
-    }
     // The frame goes to the guest whatever the packet says; a client without an address may want everybody's.
-    let to = if reply == MessageType::Nak || asked.flags().broadcast() {
+    let to = if !informs || asked.broadcast {
         Ipv4Addr::BROADCAST
-    } else if asked.ciaddr().is_unspecified() {
+    } else if asked.client_ip.is_unspecified() {
         addresses.guest
-    } else if neighbor(asked.ciaddr(), addresses) {
-        asked.ciaddr()
+    } else if super::neighbor::may_send(asked.client_ip, addresses) {
+        asked.client_ip
     } else {
         Ipv4Addr::BROADCAST
     };
     Some(Answer {
         to: (to, CLIENT_PORT).into(),
-        message,
-        starts: kind == MessageType::Discover,
+        message: bytes,
+        starts,
     })
-}
-
-fn neighbor(address: Ipv4Addr, addresses: &Addresses) -> bool {
-    super::neighbor::may_send(address, addresses)
 }

@@ -139,6 +139,19 @@ struct Addresses {
 }
 
 impl Addresses {
+    fn new(network: &UserNetwork) -> Self {
+        Self {
+            subnet: network.subnet,
+            subnet6: network.subnet6,
+            gateway: network.gateway(),
+            gateway6: network.gateway6(),
+            host: network.host(),
+            host6: network.host6(),
+            guest: network.guest(),
+            host_name: network.host_name.clone(),
+        }
+    }
+
     fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => address == self.gateway,
@@ -252,16 +265,7 @@ impl Stack {
         };
         Ok(Self {
             start: now,
-            addresses: Addresses {
-                subnet: network.subnet,
-                subnet6: network.subnet6,
-                gateway: network.gateway(),
-                gateway6: network.gateway6(),
-                host: network.host(),
-                host6: network.host6(),
-                guest: network.guest(),
-                host_name: network.host_name.clone(),
-            },
+            addresses: Addresses::new(network),
             filter,
             services: network.services.clone(),
             refuser: Refuser::new(&mut egress),
@@ -953,6 +957,13 @@ impl std::fmt::Debug for Stack {
             .field("udp", &udp)
             .finish_non_exhaustive()
     }
+}
+
+/// The answer to a message of DHCP.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn answer_dhcp(network: &UserNetwork, message: &[u8]) -> Option<Vec<u8>> {
+    let answer = dhcp::answer(message, &Addresses::new(network), network.mtu)?;
+    Some(answer.message)
 }
 
 /// The first whole question of a connection, and its length with the number before it.
