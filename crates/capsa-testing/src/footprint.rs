@@ -69,6 +69,24 @@ impl Footprint {
         })
     }
 
+    /// What is held when the counts do not change any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`now`](Self::now).
+    pub async fn steady(sandbox: &Sandbox) -> Result<Self> {
+        let mut last = Self::now(sandbox).await?;
+        let patience = Instant::now() + SETTLED;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = Self::now(sandbox).await?;
+            if now.counts == last.counts || Instant::now() >= patience {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+
     /// What is held when the counts are again those of `before`, or at the latest some time later.
     ///
     /// # Errors

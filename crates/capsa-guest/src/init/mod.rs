@@ -41,7 +41,7 @@ pub fn run() {
 
 fn boot() -> Result<Supervisor, Trouble> {
     let config = read_config()?;
-    mounts::system()?;
+    mounts::kernel()?;
     let mut modules = Modules::find().attempt("find the kernel's modules")?;
     let driver = match &config.channel {
         Channel::SerialPort(_) => "virtio_console",
@@ -53,6 +53,7 @@ fn boot() -> Result<Supervisor, Trouble> {
     }
     let (agent, socket) = start_agent(&config).attempt("start the agent")?;
 
+    mounts::system()?;
     sethostname(config.hostname.as_bytes()).attempt("set the hostname")?;
     loopback::bring_up().attempt("bring the loopback interface up")?;
     let loaded = modules.load_for_disks();

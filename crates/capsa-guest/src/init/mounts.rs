@@ -1,6 +1,6 @@
 //! What is mounted where: the kernel's own file systems, the root, the shares.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -24,29 +24,34 @@ const NEW_ROOT: &str = "/capsa/root";
 /// Where the folder around a shared file is mounted for a moment.
 const AROUND: &str = "/run/capsa-share";
 
-/// Mounts the kernel's file systems, first of all.
+const PLAIN: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NOEXEC)
+    .union(MountFlags::NODEV);
+const MEMORY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+
+/// Mounts what drivers and the agent need, first of all.
+pub(super) fn kernel() -> Result<(), Trouble> {
+    mount_all(&[
+        ("proc", "/proc", PLAIN, c""),
+        ("sysfs", "/sys", PLAIN, c""),
+        ("devtmpfs", "/dev", DEVICES, c"mode=0755"),
+    ])
+}
+
+/// Mounts what else programs expect.
 pub(super) fn system() -> Result<(), Trouble> {
-    let plain = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
-    let memory = MountFlags::NOSUID | MountFlags::NODEV;
-    let devices = MountFlags::NOSUID | MountFlags::NOEXEC;
-    for (kind, path, flags, options) in [
-        ("proc", "/proc", plain, c""),
-        ("sysfs", "/sys", plain, c""),
-        ("devtmpfs", "/dev", devices, c"mode=0755"),
+    mount_all(&[
         (
             "devpts",
             "/dev/pts",
-            devices,
+            DEVICES,
             c"mode=0620,gid=5,ptmxmode=0666",
         ),
-        ("tmpfs", "/dev/shm", memory, c"mode=1777"),
-        ("tmpfs", "/run", memory, c"mode=0755"),
-        ("tmpfs", "/tmp", memory, c"mode=1777"),
-    ] {
-        let mounted = make_folder(Path::new(path))
-            .and_then(|()| Ok(mount(kind, path, kind, flags, Some(options))?));
-        mounted.attempt(format_args!("mount {path}"))?;
-    }
+        ("tmpfs", "/dev/shm", MEMORY, c"mode=1777"),
+        ("tmpfs", "/run", MEMORY, c"mode=0755"),
+        ("tmpfs", "/tmp", MEMORY, c"mode=1777"),
+    ])?;
     // What programs expect of /dev and the kernel does not make.
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),
@@ -58,13 +63,23 @@ pub(super) fn system() -> Result<(), Trouble> {
     }
     // Without control groups, programs run all the same. To put a process into one takes the time of
     // an RCU grace period (some ten milliseconds), but not with the option, which Linux has since 6.0.
-    let mount_groups = |options| mount("cgroup2", cgroup::MOUNT, "cgroup2", plain, options);
+    let mount_groups = |options| mount("cgroup2", cgroup::MOUNT, "cgroup2", PLAIN, options);
     let grouped = mount_groups(Some(c"favordynmods"))
         .or_else(|_| mount_groups(None))
         .map_err(io::Error::from)
         .and_then(|()| cgroup::found());
     if let Err(e) = grouped {
         say(&format!("no control groups: {e}"));
+    }
+    Ok(())
+}
+
+/// Kind, path, flags and options of mounts.
+fn mount_all(mounts: &[(&str, &str, MountFlags, &CStr)]) -> Result<(), Trouble> {
+    for &(kind, path, flags, options) in mounts {
+        let mounted = make_folder(Path::new(path))
+            .and_then(|()| Ok(mount(kind, path, kind, flags, Some(options))?));
+        mounted.attempt(format_args!("mount {path}"))?;
     }
     Ok(())
 }

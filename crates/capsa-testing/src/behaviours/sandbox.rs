@@ -131,7 +131,7 @@ pub async fn many_programs_leave_nothing(backend: BackendChoice) {
     let (all, at_once) = (output(200).max(20), output(50).max(10));
     // What the first ones make is kept for the others.
     run_many(&sandbox, at_once, at_once).await;
-    let before = Footprint::now(&sandbox).await.expect("numbers");
+    let before = Footprint::steady(&sandbox).await.expect("numbers");
     run_many(&sandbox, all, at_once).await;
     let after = Footprint::settled(&sandbox, &before)
         .await

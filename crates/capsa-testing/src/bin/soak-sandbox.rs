@@ -38,7 +38,7 @@ async fn main() -> Result<()> {
     // What the first ones make is kept for the others.
     run(&sandbox, AT_ONCE).await?;
     pass(&sandbox, 1 << 20).await?;
-    let before = Footprint::now(&sandbox).await?;
+    let before = Footprint::steady(&sandbox).await?;
 
     let started = Instant::now();
     pass(&sandbox, mebibytes << 20).await?;
