@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, stdout};
 
-use capsa::{BackendInfo, Share, VmHandle};
+use capsa::{BackendInfo, Share, VmHandle, kit};
 use tokio::runtime;
 
 use crate::cli::RunArgs;
@@ -42,8 +42,9 @@ async fn boot(mut settings: Settings) -> Done {
     };
     warn_of_root();
     announce(vm.backend());
-    if !boots_kit {
-        explain_shares(vm.shares());
+    match boots_kit {
+        true => warn_of_old_kit(),
+        false => explain_shares(vm.shares()),
     }
     let mut signals = Signals::new()?;
     let outcome = tokio::select! {
@@ -152,6 +153,17 @@ pub(crate) fn warn_of_root() {
     if rustix::process::geteuid().is_root() {
         messages::warning(
             "running as root: a guest that breaks out is root here; use another user",
+        );
+    }
+}
+
+/// Says when the guest kit is not what this version would make.
+pub(crate) fn warn_of_old_kit() {
+    if let Ok(Some(kit)) = kit::find()
+        && !kit.is_current()
+    {
+        messages::warning(
+            "the guest kit was made by another version of Capsa; `capsa setup` makes it anew",
         );
     }
 }

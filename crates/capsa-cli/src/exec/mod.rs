@@ -160,6 +160,7 @@ impl Command {
             builder = builder.console_enabled().cmdline_arg("loglevel=7");
         }
         run::warn_of_root();
+        run::warn_of_old_kit();
         let sandbox = builder.build().await?;
         let vm = sandbox.vm().clone();
         run::announce(vm.backend());

@@ -28,6 +28,27 @@ fn vm_exec_gives_the_commands_output_and_status() {
 }
 
 #[test]
+fn vm_exec_says_that_the_kit_is_old_and_takes_it() {
+    let program = Program::with_kit();
+    let kit = program.folder().join("kit");
+    std::fs::create_dir(&kit).unwrap();
+    for entry in std::fs::read_dir(program.kit()).unwrap() {
+        let entry = entry.unwrap();
+        std::os::unix::fs::symlink(entry.path(), kit.join(entry.file_name())).unwrap();
+    }
+    let manifest = std::fs::read(kit.join("manifest.json")).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    manifest["recipe"] = "another".into();
+    std::fs::remove_file(kit.join("manifest.json")).unwrap();
+    program.file("kit/manifest.json", manifest.to_string());
+    let mut command = program.command(&["exec", "--", "echo", "hi"]);
+    let ended = command.env("CAPSA_KIT", &kit).output().unwrap();
+    assert_eq!(ended.stdout, b"hi\n");
+    let told = String::from_utf8(ended.stderr).unwrap();
+    assert!(told.contains("`capsa setup` makes it anew"), "{told}");
+}
+
+#[test]
 fn vm_exec_answers_as_it_is_asked() {
     let program = Program::with_kit();
     let script = "while read line; do echo got $line $A; done";

@@ -38,6 +38,11 @@ impl Program {
         }
     }
 
+    /// The folder of its guest kit.
+    pub(crate) fn kit(&self) -> &Path {
+        &self.kit
+    }
+
     /// Where the program runs.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()

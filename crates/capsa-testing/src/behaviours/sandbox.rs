@@ -244,6 +244,11 @@ pub async fn a_program_that_nobody_waits_for_is_killed(backend: BackendChoice) {
         }
         other => panic!("{other:?}"),
     }
+    let leaves = sandbox.exec(["sh", "-c", "sleep 1000 > /dev/null 2>&1 & true"]);
+    let left = leaves.spawn().await.expect("it runs");
+    let status = timeout(LIMIT, left.wait()).await.expect("in time");
+    assert!(status.expect("a status").success());
+    left.kill().await.expect("told");
     let still = "while pidof sleep yes; do usleep 10000; done";
     assert!(shell(&sandbox, still).await.status.success());
     sandbox.vm().kill().await.expect("kill");

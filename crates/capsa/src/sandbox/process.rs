@@ -280,13 +280,17 @@ impl Process {
         self.tell(ExecControl::Resize(size.into())).await
     }
 
-    /// Kills the program and everything that it has started.
+    /// Kills the program and everything that it has started; after its end, what it left behind.
     ///
     /// # Errors
     ///
     /// As [`wait`](Self::wait).
     pub async fn kill(&self) -> Result<()> {
-        self.tell(ExecControl::Kill).await
+        let said = self.control.say(ExecControl::Kill).await;
+        match self.end.peek() {
+            Some(Ok(_)) => Ok(()),
+            _ => Ok(said?),
+        }
     }
 
     async fn tell(&self, control: ExecControl) -> Result<()> {
