@@ -145,7 +145,11 @@ pub fn dns(data: &[u8]) {
         .filter_map(|record| record.data.ip_addr());
     let addresses: HashSet<IpAddr> = kept.addresses.iter().map(|(address, _)| *address).collect();
     assert!(said.into_iter().all(|address| addresses.contains(&address)));
-    let limit = if length.is_multiple_of(2) { 1232 } else { 65_535 };
+    let limit = if length.is_multiple_of(2) {
+        1232
+    } else {
+        65_535
+    };
     assert!(
         question
             .answer(answer.metadata.response_code, kept.records)
