@@ -8,7 +8,7 @@ use crate::dns::Lookup;
 /// Something that takes a socket.
 #[derive(Debug)]
 pub enum Wish {
-    /// Connect; then [`Stack::connected`] or [`Stack::not_connected`].
+    /// Connect; then [`Stack::connected`](super::Stack::connected) or [`Stack::not_connected`](super::Stack::not_connected).
     Connect {
         /// Which.
         flow: FlowId,
@@ -20,7 +20,7 @@ pub enum Wish {
         /// Which.
         flow: FlowId,
     },
-    /// Make a UDP socket that is connected. What comes is for [`Stack::receive_udp`].
+    /// Make a UDP socket that is connected. What comes is for [`Stack::receive_udp`](super::Stack::receive_udp).
     OpenUdp {
         /// Which.
         peer: PeerId,
@@ -48,7 +48,7 @@ pub enum Wish {
         /// The datagram.
         datagram: Vec<u8>,
     },
-    /// Ask a resolver; then [`Stack::resolved`].
+    /// Ask a resolver; then [`Stack::resolved`](super::Stack::resolved).
     Resolve {
         /// Which.
         question: QuestionId,
