@@ -4,7 +4,8 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use capsa_agent_proto::{Failure, Info};
-use rustix::system::{sysinfo, uname};
+use rustix::system::uname;
+use rustix::time::{ClockId, clock_gettime};
 
 pub(super) fn gather(execs: usize) -> Result<Info, Failure> {
     let names = uname();
@@ -14,7 +15,7 @@ pub(super) fn gather(execs: usize) -> Result<Info, Failure> {
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: names.release().to_string_lossy().into_owned(),
         hostname: names.nodename().to_string_lossy().into_owned(),
-        uptime: Duration::from_secs(u64::try_from(sysinfo().uptime).unwrap_or(0)),
+        uptime: Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default(),
         clock: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
         cpus: std::thread::available_parallelism()
             .ok()
