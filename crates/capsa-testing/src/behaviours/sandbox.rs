@@ -136,7 +136,8 @@ pub async fn many_programs_leave_nothing(backend: BackendChoice) {
     let after = Footprint::settled(&sandbox, &before)
         .await
         .expect("numbers");
-    assert_eq!(after.counts, before.counts);
+    let is_clean = after.counts.is_within(&before.counts);
+    assert!(is_clean, "{before:?} became {after:?}");
     for (after, before) in [
         (after.agent_rss, before.agent_rss),
         (after.host_rss, before.host_rss),
