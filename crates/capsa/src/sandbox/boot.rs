@@ -158,8 +158,8 @@ impl AgentBoot {
         let padding = length.next_multiple_of(4) - length;
         whole.write_all(&[0; 4][..usize::try_from(padding).unwrap_or(0)])?;
 
-        let program = File::open(&self.program)?;
-        let size = u32::try_from(program.metadata()?.len()).map_err(io::Error::other)?;
+        let program = fs::read(&self.program)?;
+        let size = u32::try_from(program.len()).map_err(io::Error::other)?;
         let name = FIRST_PROCESS.trim_start_matches('/');
         let mut archive = Vec::with_capacity(size as usize + config.len() + 1024);
         let regular = |name, mode| {
@@ -167,7 +167,7 @@ impl AgentBoot {
             file.set_mode_file_type(ModeFileType::Regular)
         };
         let mut entry = regular(name, 0o755).write(&mut archive, size);
-        io::copy(&mut &program, &mut entry)?;
+        entry.write_all(&program)?;
         entry.finish()?;
         let path = Path::new(config::PATH.trim_start_matches('/'));
         let folder = path.parent().and_then(Path::to_str).unwrap_or_default();
