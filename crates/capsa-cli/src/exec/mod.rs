@@ -186,15 +186,22 @@ impl Command {
                 return Ok(Outcome::Interrupted(number));
             }
         };
-        let raw = match self.has_terminal && stdin().is_terminal() {
+        let has_terminal = self.has_terminal;
+        let mut process = tokio::select! {
+            spawned = self.exec(&sandbox).spawn() => spawned?,
+            // An agent that does not answer would hold the caller.
+            number = signals.next() => {
+                vm.kill().await?;
+                return Ok(Outcome::Interrupted(number));
+            }
+        };
+        let raw = match has_terminal && stdin().is_terminal() {
             true => Some(RawMode::enter().map_err(|source| Failure::Stream {
                 action: "set the terminal's mode",
                 source,
             })?),
             false => None,
         };
-        let has_terminal = self.has_terminal;
-        let mut process = self.exec(&sandbox).spawn().await?;
         let streams = Streams {
             raw: raw.as_ref(),
             has_terminal,
