@@ -51,6 +51,8 @@ pub(super) struct AgentLink {
 pub(super) struct AgentStream {
     pub(super) stream: Stream,
     pub(super) permit: OwnedSemaphorePermit,
+    /// What drives the stream: whoever holds one needs no sandbox.
+    pub(super) link: AgentLink,
 }
 
 impl AgentLink {
@@ -106,7 +108,11 @@ impl AgentLink {
         let mut stream = stream.await.map_err(|_| ended())?;
         let said = write_message(&mut stream, open).await;
         said.map_err(|error| failed(&error))?;
-        Ok(AgentStream { stream, permit })
+        Ok(AgentStream {
+            stream,
+            permit,
+            link: self.clone(),
+        })
     }
 }
 

@@ -140,7 +140,7 @@ fn lost(message: impl Into<String>) -> AgentFailure {
 }
 
 /// A stream on which the agent has said that it is the program's: bytes follow.
-async fn accepted(link: &AgentLink, stream: Option<AgentStream>) -> Result<Option<Pipe>> {
+async fn accepted(stream: Option<AgentStream>) -> Result<Option<Pipe>> {
     let Some(mut stream) = stream else {
         return Ok(None);
     };
@@ -148,7 +148,7 @@ async fn accepted(link: &AgentLink, stream: Option<AgentStream>) -> Result<Optio
     Ok(Some(Pipe {
         stream: stream.stream.compat(),
         _permit: stream.permit,
-        _link: link.clone(),
+        _link: stream.link,
         unread: None,
     }))
 }
@@ -214,12 +214,12 @@ impl Process {
             control: Control(Arc::new(Requests {
                 stream: Mutex::new(requests),
                 _permit: control.permit,
-                _link: link.clone(),
+                _link: control.link,
             })),
             pid,
-            stdin: accepted(link, stdin).await?.map(ProcessStdin),
-            stdout: accepted(link, stdout).await?.map(ProcessOutput),
-            stderr: accepted(link, stderr).await?.map(ProcessOutput),
+            stdin: accepted(stdin).await?.map(ProcessStdin),
+            stdout: accepted(stdout).await?.map(ProcessOutput),
+            stderr: accepted(stderr).await?.map(ProcessOutput),
         })
     }
 

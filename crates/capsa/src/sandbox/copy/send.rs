@@ -1,6 +1,9 @@
 //! The caller's side of a copy to the guest.
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use capsa_agent_proto::copy::{self, CopyItem};
 use capsa_agent_proto::frame::{
@@ -13,11 +16,15 @@ use futures_util::future::{Either, select};
 use futures_util::io::WriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 
 use super::walk::walk;
 use super::{CopyProgress, CopySummary, CopyTo, Observer, STEPS, Step, joined};
 use crate::sandbox::files::guest_path;
 use crate::sandbox::link::{Stream, failed, misbehaved, refused};
+
+/// How long this side may take to see that it is done when the guest has said that it is.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 pub(super) async fn send(copy: CopyTo) -> Result<CopySummary> {
     let path = guest_path(&copy.guest)?;
@@ -26,10 +33,12 @@ pub(super) async fn send(copy: CopyTo) -> Result<CopySummary> {
     let (steps, departing) = mpsc::channel(STEPS);
     let host = copy.host;
     let walking = spawn_blocking(move || walk(&host, steps));
+    let complete = Arc::new(AtomicBool::new(false));
     let departure = Departure {
         stream: requests,
         observer: copy.observer,
         so_far: CopyProgress::default(),
+        complete: Arc::clone(&complete),
     };
     let departure = pin!(departure.run(departing, walking));
     let answer = pin!(expect_message::<_, Result<copy::CopySummary, Failure>>(
@@ -37,6 +46,11 @@ pub(super) async fn send(copy: CopyTo) -> Result<CopySummary> {
     ));
     // A guest that refuses says so at once, and takes nothing more.
     let (sent, answer) = match select(answer, departure).await {
+        // The last word has gone, or is on its way to a guest that has heard it.
+        Either::Left((answer, departure)) if complete.load(Ordering::Relaxed) => {
+            let departed = timeout(LAST_STEPS, departure).await;
+            (departed.ok().and_then(Result::ok).transpose()?, answer)
+        }
         Either::Left((answer, _)) => (None, answer),
         Either::Right((Ok(sent), answer)) => (Some(sent?), answer.await),
         // The stream is of no use any more; perhaps the guest has said why.
@@ -50,6 +64,8 @@ struct Departure {
     stream: WriteHalf<Stream>,
     observer: Observer,
     so_far: CopyProgress,
+    /// Whether the last item has gone.
+    complete: Arc<AtomicBool>,
 }
 
 impl Departure {
@@ -85,6 +101,10 @@ impl Departure {
                 | CopyItem::Symlink { .. } = item
                 {
                     self.so_far.entries += 1;
+                }
+                if let CopyItem::End(_) = item {
+                    // Before it goes, as the answer may be here before anything else is.
+                    self.complete.store(true, Ordering::Relaxed);
                 }
                 write_message(&mut self.stream, &item).await?;
                 Ok(matches!(item, CopyItem::File { .. }))
