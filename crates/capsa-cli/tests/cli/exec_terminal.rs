@@ -27,11 +27,17 @@ fn vm_exec_at_a_terminal_gives_the_command_one() {
     let mut terminal = Terminal::shell(&["exec", "--", "sh"]);
     terminal.ask("stty size; echo $TERM", "33 99\r\nxterm\r\n");
     terminal.session.exp_string(PROMPT).unwrap();
-    // Ctrl-C is the guest's.
-    terminal.ask("echo a\"\"sleep; sleep 1000", "asleep");
+    // Ctrl-C and Ctrl-Z are the guest's. The job says itself that it sleeps, as the shell would say it
+    // before the job is there to be pressed keys at.
+    terminal.ask("sh -c 'echo a\"\"sleep; exec sleep 1000'", "asleep");
     terminal.press("\x03");
     terminal.session.exp_string(PROMPT).unwrap();
-    terminal.type_line("exit 3");
+    terminal.ask("sh -c 'echo a\"\"sleep; exec sleep 1001'", "asleep");
+    terminal.press("\x1a");
+    terminal.session.exp_string("Stopped").unwrap();
+    terminal.session.exp_string(PROMPT).unwrap();
+    // By `exec`, as a shell does not exit while it has a job that is stopped. The job goes with it.
+    terminal.type_line("exec sh -c 'exit 3'");
     terminal.assert_ends_with(3);
 }
 
