@@ -167,25 +167,14 @@ fn an_image_that_is_cut_off_is_refused_wherever_the_cut_is() {
 #[test]
 fn an_image_that_is_corrupt_encrypted_or_from_the_future_is_refused() {
     let files = Files::new();
-    let luks = [
-        "--object",
-        "secret,id=s,data=x",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s",
-    ];
-    let luks = [
-        &luks[..],
-        &["-o", "encrypt.iter-time=10", "luks.qcow2", "8M"],
-    ]
-    .concat();
-    create(&files, &luks);
-    let path = files.path().join("luks.qcow2");
-    assert_refused(inspect(&DiskImage::new(&path)), &path, "is encrypted");
-
     let sound = fs::read(qcow2(&files, "a.qcow2")).unwrap();
     let path = files.path().join("a.qcow2");
     for (at, bytes, words) in [
         (4, &[0, 0, 0, 4][..], "of version 4"),
+        // AES and LUKS. qemu-img derives a key to make such an image, and fails at times on a
+        // machine that is too busy to measure how many rounds that takes.
+        (32, &[0, 0, 0, 1], "is encrypted"),
+        (32, &[0, 0, 0, 2], "is encrypted"),
         (79, &[2], "is marked as corrupt"),
         (79, &[1 << 5], "features that are not known (bits 0x20)"),
         (79, &[4], "does not name it"),
