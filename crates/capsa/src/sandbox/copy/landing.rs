@@ -6,23 +6,22 @@
 //! as a guest can that has it as a share.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 
 use capsa_agent_proto::copy::{CopyItem, EntryPath, Permissions};
 use capsa_core::error::{Error, Result};
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, fchmod, mkdirat, openat, openat2, renameat,
-    renameat_with, statat, symlinkat, unlinkat,
+    AtFlags, Mode, OFlags, ResolveFlags, fchmod, mkdirat, openat, openat2, renameat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::sync::mpsc;
 
 use super::Step;
+use super::destination::{Destination, temporary_name};
 use super::removal::remove;
 use crate::sandbox::link::misbehaved;
 
@@ -44,86 +43,19 @@ const FOLDER_ITSELF: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Where the copy is to be.
-pub(super) struct Destination {
-    /// For errors.
-    path: PathBuf,
-    /// The folder in which it is.
-    folder: OwnedFd,
-    /// Its name there.
-    name: OsString,
-    /// What exists gives way.
-    replace: bool,
-}
-
-impl Destination {
-    /// Looks at where the copy is to be. Blocks.
-    pub(super) fn open(path: &Path, replace: bool) -> Result<Self> {
-        let failed = |source| Error::io("copy to", path, source);
-        // `.` and `..` have a name, too.
-        let whole = match path.file_name() {
-            Some(_) => path.to_owned(),
-            None => fs::canonicalize(path).map_err(failed)?,
-        };
-        let name = whole
-            .file_name()
-            .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        let folder = match whole.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(folder, flags, Mode::empty());
-        let destination = Self {
-            path: path.to_owned(),
-            folder: folder.map_err(|error| failed(error.into()))?,
-            name: name.to_owned(),
-            replace,
-        };
-        match replace || destination.is_free()? {
-            true => Ok(destination),
-            false => Err(failed(io::ErrorKind::AlreadyExists.into())),
+/// Makes the copy of the steps that arrive. If they end without [`CopyItem::End`], nothing is left of it.
+/// Blocks.
+pub(super) fn land(destination: Destination, mut arriving: mpsc::Receiver<Step>) -> Result<()> {
+    let mut landing = Landing::new(destination);
+    while let Some(step) = arriving.blocking_recv() {
+        match step {
+            Step::Item(CopyItem::End(_)) => return landing.finish(),
+            Step::Item(item) => landing.item(item)?,
+            Step::Data(data) => landing.data(&data)?,
+            Step::EndOfFile => landing.end_of_file()?,
         }
     }
-
-    fn is_free(&self) -> Result<bool> {
-        match statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(false),
-            Err(Errno::NOENT) => Ok(true),
-            Err(error) => Err(Error::io("look at", &self.path, error.into())),
-        }
-    }
-
-    /// Makes the copy of the steps that arrive. If they end without [`CopyItem::End`], nothing is left of it.
-    pub(super) fn land(self, mut arriving: mpsc::Receiver<Step>) -> Result<()> {
-        let mut landing = Landing::new(self);
-        while let Some(step) = arriving.blocking_recv() {
-            match step {
-                Step::Item(CopyItem::End(_)) => return landing.finish(),
-                Step::Item(item) => landing.item(item)?,
-                Step::Data(data) => landing.data(&data)?,
-                Step::EndOfFile => landing.end_of_file()?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives what is called `temporary` beside the copy the copy's own name.
-    fn reveal(&self, temporary: &OsStr) -> rustix::io::Result<()> {
-        let (from, to) = (&self.folder, &self.folder);
-        if self.replace {
-            return renameat(from, temporary, to, &self.name);
-        }
-        match renameat_with(from, temporary, to, &self.name, RenameFlags::NOREPLACE) {
-            // File systems that cannot do both at once, such as NFS.
-            Err(Errno::INVAL) => match statat(to, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => renameat(from, temporary, to, &self.name),
-                Ok(_) => Err(Errno::EXIST),
-                Err(error) => Err(error),
-            },
-            renamed => renamed,
-        }
-    }
+    Ok(())
 }
 
 /// A copy that is being made.
@@ -200,7 +132,11 @@ impl Landing {
         mkdirat(&self.to.folder, &temporary, Mode::RWXU)
             .map_err(|error| self.failed_at_root("make", error))?;
         let root = openat(&self.to.folder, &temporary, FOLDER_ITSELF, Mode::empty());
-        let root = root.map_err(|error| self.failed_at_root("open", error))?;
+        let root = root.map_err(|error| {
+            // Nobody else knows of it.
+            let _ = unlinkat(&self.to.folder, &temporary, AtFlags::REMOVEDIR);
+            self.failed_at_root("open", error)
+        })?;
         self.tree = Tree::New {
             temporary,
             root,
@@ -392,16 +328,6 @@ impl Landing {
     }
 }
 
-impl Destination {
-    /// An entry's path, for people.
-    fn below(&self, path: &EntryPath) -> PathBuf {
-        match path.is_root() {
-            true => self.path.clone(),
-            false => self.path.join(OsStr::from_bytes(path.as_bytes())),
-        }
-    }
-}
-
 impl Drop for Landing {
     /// Removes what is not complete.
     fn drop(&mut self) {
@@ -418,9 +344,32 @@ impl Drop for Landing {
     }
 }
 
-/// A name that nobody else uses.
-fn temporary_name() -> rustix::io::Result<OsString> {
-    let mut random = [0; 8];
-    getrandom(&mut random[..], GetRandomFlags::empty())?;
-    Ok(format!(".capsa-{:016x}", u64::from_ne_bytes(random)).into())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    #[test]
+    fn a_folder_that_cannot_be_opened_after_it_was_made_is_not_left() {
+        let place = tempfile::tempdir().unwrap();
+        let destination = Destination::open(&place.path().join("copy"), false).unwrap();
+        let (steps, arriving) = mpsc::channel(1);
+        let root = CopyItem::Directory {
+            path: EntryPath::ROOT,
+            permissions: Permissions::try_from(0o755).unwrap(),
+        };
+        steps.try_send(Step::Item(root)).unwrap();
+        // To make a folder takes no descriptor.
+        let limit = getrlimit(Resource::Nofile);
+        let none = Rlimit {
+            current: Some(0),
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, none).unwrap();
+        let landed = land(destination, arriving);
+        setrlimit(Resource::Nofile, limit).unwrap();
+        assert!(landed.unwrap_err().to_string().contains("open"));
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    }
 }

@@ -9,8 +9,9 @@
 //!
 //! Between the two is a channel of a few steps, so that each side waits for the slower one and a copy
 //! costs the same memory whatever its size. Dropping the caller's future closes the channel, which ends
-//! the thread.
+//! the thread: it removes what it has made, after the drop has returned, as that must not block.
 
+mod destination;
 mod landing;
 mod receive;
 mod removal;
@@ -203,9 +204,10 @@ impl IntoFuture for CopyTo {
 ///
 /// # Cancel safety
 ///
-/// Dropping the future, like an error, leaves nothing, unless the copy is complete; with
-/// [`replace_existing`](Self::replace_existing) and a folder that exists, it leaves the files that are
-/// complete.
+/// An error leaves nothing; with [`replace_existing`](Self::replace_existing) and a folder that exists, it
+/// leaves the files that are complete. Dropping the future leaves as much, but not at once, unless the copy
+/// is complete: a thread of the runtime removes what has arrived, after the drop. A program that exits before
+/// leaves it beside the copy's place, under a name that begins with `.capsa-`.
 ///
 /// # Errors
 ///

@@ -9,7 +9,8 @@ use capsa_core::error::{AgentFailure, Result};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::landing::Destination;
+use super::destination::Destination;
+use super::landing::land;
 use super::{CopyFrom, CopyLimits, CopyProgress, CopySummary, Observer, STEPS, Step, joined};
 use crate::sandbox::files::guest_path;
 use crate::sandbox::link::{Stream, failed, misbehaved, refused};
@@ -24,7 +25,7 @@ pub(super) async fn receive(copy: CopyFrom) -> Result<CopySummary> {
     stream.answer::<Accepted>().await?;
 
     let (steps, arriving) = mpsc::channel(STEPS);
-    let writing = spawn_blocking(move || destination.land(arriving));
+    let writing = spawn_blocking(move || land(destination, arriving));
     let mut arrival = Arrival {
         steps,
         limits: copy.limits,
