@@ -114,7 +114,9 @@ all, as soon as it is known:
   {\"outcome\":\"failed\",\"status\":127,
    \"error\":{\"code\":\"E0901\",\"message\":\"...\",\"hint\":null}}
 `status` is always the exit status. A file of that name is removed first, so that
-without one capsa has not ended, or was killed.
+without one capsa has not ended, or was killed. When what was typed makes no
+sense, as without the --, the option may be the command's own: then only an empty
+file or an earlier status is replaced.
 
 -v shows what the guest says while it boots, on standard error.
 

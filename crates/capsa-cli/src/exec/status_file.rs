@@ -2,17 +2,21 @@
 //! command's 125 from Capsa's.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 use serde::Serialize;
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::Outcome;
 use crate::exit::{Exit, Failure};
+
+/// Bytes that a former status has at most, to be taken for one: many times what its message has.
+const MAX_STATUS: u64 = 1 << 20;
 
 /// A file that does not exist yet, and will.
 pub(crate) struct StatusFile(PathBuf);
@@ -61,9 +65,11 @@ impl StatusFile {
     }
 }
 
-/// Tells of a mistake in what was typed, if a file can be made out in that.
+/// Tells of a mistake in what was typed, if a file can be made out in that. Whose option it is, nobody knows:
+/// where `--` was forgotten, the command's. So it replaces nothing of value.
 pub(crate) fn report_usage(args: impl Iterator<Item = OsString>, message: &str) {
-    let file = typed_file(args).map(StatusFile::claim);
+    let file = typed_file(args).filter(|path| may_be_replaced(path));
+    let file = file.map(StatusFile::claim);
     if let Some(Ok(file)) = file {
         let failure = Failure::Usage(message.to_owned());
         // The mistake itself is what the user has to be told of.
@@ -82,6 +88,27 @@ fn typed_file(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
         }
     }
     None
+}
+
+/// Whether nothing is there, or what nobody misses: an empty file, or the status of an earlier command.
+fn may_be_replaced(path: &Path) -> bool {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    };
+    found.is_file() && (found.len() == 0 || is_status(path))
+}
+
+fn is_status(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
+    let mut text = Vec::new();
+    if file.take(MAX_STATUS).read_to_end(&mut text).is_err() {
+        return false;
+    }
+    let status: Value = serde_json::from_slice(&text).unwrap_or_default();
+    status["outcome"].is_string() && status["status"].is_u64()
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> Failure {

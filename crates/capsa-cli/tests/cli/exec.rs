@@ -211,7 +211,7 @@ fn exec_says_in_a_file_why_it_did_not_begin() {
             "true",
         ],
     ] {
-        program.file("status", "of an earlier command");
+        program.file("status", r#"{"outcome":"exited","status":0}"#);
         program.run(args, "").code(125);
         let said = status(&program);
         assert_eq!(
@@ -228,6 +228,58 @@ fn exec_says_in_a_file_why_it_did_not_begin() {
         assert!(stderr(&ended).contains(path), "{}", stderr(&ended));
     }
     assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+}
+
+/// Where `--` was forgotten, the file may be what the command was to be told.
+#[test]
+fn a_mistake_in_what_was_typed_replaces_no_file_but_a_status() {
+    let program = Program::without_kit();
+    for args in [
+        &["exec", "true", "--status-file", "status"][..],
+        &["exec", "true", "--status-file=status"],
+        &[
+            "exec",
+            "cargo",
+            "test",
+            "--status-file",
+            "status",
+            "--",
+            "x",
+        ],
+        &[
+            "exec",
+            "--nonsense",
+            "--status-file",
+            "status",
+            "--",
+            "true",
+        ],
+    ] {
+        for content in ["a year's work", "7\n", r#"{"status":"of something else"}"#] {
+            let file = program.file("status", content);
+            program.run(args, "").code(125);
+            assert_eq!(std::fs::read_to_string(file).unwrap(), content, "{args:?}");
+        }
+        let earlier = r#"{"outcome":"exited","status":0}"#;
+        for content in [Some(""), Some(earlier), None] {
+            match content {
+                Some(content) => drop(program.file("status", content)),
+                None => std::fs::remove_file(program.folder().join("status")).unwrap(),
+            }
+            program.run(args, "").code(125);
+            assert_eq!(status(&program)["outcome"], "failed", "{args:?}");
+        }
+    }
+    // What would be read for ever.
+    let args = [
+        "exec",
+        "--nonsense",
+        "--status-file",
+        "/dev/zero",
+        "--",
+        "true",
+    ];
+    program.run(&args, "").code(125);
 }
 
 #[test]
