@@ -130,7 +130,7 @@ impl FileServer {
             .env_clear()
             .stdin(Stdio::null())
             .stdout(says);
-        // What it takes to become the folder's owner, and to map root into a namespace.
+        // What it takes to become the owner of what is shared, and to map root into a namespace.
         let mut privileges = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETFCAP;
         let mut inherited = vec![listener.as_fd(), folder.as_fd()];
         if let Some(places) = &places {
@@ -140,6 +140,8 @@ impl FileServer {
             privileges |= CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_ADMIN;
         } else if let Some(file) = &share.file {
             command.arg("file").arg(file);
+            // To see whose it is, in a folder of others'.
+            privileges |= CapabilitySet::DAC_READ_SEARCH;
         } else if share.is_root() {
             command.arg("root");
         }

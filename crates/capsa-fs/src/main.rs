@@ -8,7 +8,7 @@
 //! a monitor is taken, and the folder. Of the folder is shared
 //!
 //! - nothing more said: all, with the rights of its owner, if root starts this program;
-//! - `file`: only what has this name in it;
+//! - `file`: only what has this name in it, with the rights of its owner, if root starts this program;
 //! - `root`: all, but never with the rights of root; a folder that may not be read is an empty one;
 //! - `places`: what is on a list in an inherited descriptor (see [`Places::open`](
 //!   capsa_fs::folder::Places::open)), with the rights of nobody, if root starts this program.
@@ -58,7 +58,10 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     let hides_unreadable = matches!(order.part, Part::Root | Part::Places(_));
     let (confined, only) = match order.part {
         Part::All => (confine::enter(folder, Who::Owner, writable), None),
-        Part::File(name) => (confine::enter(folder, Who::Owner, writable), Some(name)),
+        Part::File(name) => {
+            let confined = confine::enter(folder, Who::OwnerOf(&name), writable);
+            (confined, Some(name))
+        }
         Part::Root => (confine::enter(folder, Who::OwnerButNotRoot, writable), None),
         Part::Places(list) => (confine::enter_places(folder, &list), None),
     };

@@ -320,6 +320,65 @@ fn a_confined_process_answers_in_the_queue() {
     assert_eq!((made.uid(), made.gid()), (owner.uid(), owner.gid()));
 }
 
+/// And not as the owner of the folder that it is in.
+#[test]
+fn a_single_file_is_served_as_its_owner() {
+    let (_outer, folder) = folder();
+    fs::write(folder.join("file"), "old").unwrap();
+    let own = fs::metadata(&folder).unwrap();
+    let as_root = own.uid() == 0;
+    let (mut uid, mut gid) = (own.uid(), own.gid());
+    if as_root {
+        (uid, gid) = (5252, 5353);
+        chown(&folder, Some(4242), Some(4343)).unwrap();
+        chown(folder.join("file"), Some(uid), Some(gid)).unwrap();
+    }
+    fs::set_permissions(folder.join("file"), PermissionsExt::from_mode(0o600)).unwrap();
+    let mut server = Server::start(&folder, &["rw", "auto", "file", "file"]);
+    for (ids, id) in [("Uid:", uid), ("Gid:", gid)] {
+        let ids = server.status(ids);
+        assert!(ids.split_whitespace().all(|own| own == id.to_string()));
+    }
+    assert_eq!(server.status("CapEff:"), "0000000000000000");
+    let file = server.find("file");
+    let wanted = OpenIn {
+        flags: libc::O_RDWR.cast_unsigned(),
+        fuse_flags: 0,
+    };
+    server
+        .ask(Opcode::Open, file, &[wanted.as_slice()])
+        .unwrap();
+}
+
+#[test]
+fn a_single_file_that_its_owner_cannot_get_at_is_refused() {
+    let (_outer, folder) = folder();
+    fs::write(folder.join("file"), "").unwrap();
+    let (owners, mode) = match rustix::process::geteuid().is_root() {
+        // Without its capabilities root is one of the others, too.
+        true => (&[Some(0), Some(5252)][..], 0o700),
+        false => (&[None][..], 0o600),
+    };
+    fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
+    for owner in owners {
+        if owner.is_some() {
+            chown(&folder, Some(4242), Some(4343)).unwrap();
+            chown(folder.join("file"), *owner, *owner).unwrap();
+        }
+        for lacking in ["", "namespaces"] {
+            let own = env!("CARGO_PKG_VERSION");
+            let arguments = ["ro", "auto", "file", "file"];
+            let (mut process, _connection) = spawn_lacking(lacking, own, &folder, &arguments);
+            let mut said = String::new();
+            let mut stderr = process.stderr.take().unwrap();
+            stderr.read_to_string(&mut said).unwrap();
+            assert_eq!(process.wait().unwrap().code(), Some(1));
+            let words = "enter the folder as the owner of the file";
+            assert!(said.contains(words), "{said}");
+        }
+    }
+}
+
 /// Landlock looks at neither, so the process may not use names for them.
 #[test]
 fn modes_and_times_are_set_without_namespaces() {

@@ -21,11 +21,13 @@
 //! which root's own folders take: each is a mount of its own that nothing else can be reached from, the
 //! root of the file system is an empty folder, and landlock allows what is below the places.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, fchdir, getrlimit, setrlimit, umask};
 
 use crate::folder::{Places, Shared};
@@ -40,9 +42,11 @@ const MAX_DESCRIPTORS: u64 = 1 << 20;
 
 /// Whom root becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum Who<'a> {
     /// The owner of the folder, root included: what the guest makes there is the owner's.
     Owner,
+    /// The owner of the file that has this name in the folder, root included: the only one that is shared.
+    OwnerOf(&'a CStr),
     /// The owner of the folder; for a folder of root's, nobody.
     OwnerButNotRoot,
 }
@@ -118,24 +122,34 @@ fn refused<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Confin
 ///
 /// # Errors
 ///
-/// It cannot be confined to the folder.
-pub fn enter(folder: OwnedFd, who: Who, writable: bool) -> Result<Confined, ConfineError> {
+/// It cannot be confined to the folder, or the owner of the only shared file cannot get at it.
+pub fn enter(folder: OwnedFd, who: Who<'_>, writable: bool) -> Result<Confined, ConfineError> {
     let (max_descriptors, descriptors) = prepare()?;
-    let owner = privileges::become_owner(&folder);
-    owner.map_err(refused("become the folder's owner"))?;
+    let (owner, enter_it) = match who {
+        Who::OwnerOf(file) => (file, "enter the folder as the owner of the file in it"),
+        _ => (c"", "enter the folder"),
+    };
+    let owner = privileges::become_owner(&folder, owner);
+    owner.map_err(refused("become the owner of what is shared"))?;
     if who == Who::OwnerButNotRoot {
         become_nobody()?;
     }
     // The mounts of a new namespace are copies; the working folder moves along, a descriptor does not.
-    fchdir(&folder).map_err(refused("enter the folder"))?;
+    fchdir(&folder).map_err(refused(enter_it))?;
     let isolated = namespaces::enter(writable);
     let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, c".", path_only, Mode::empty());
-    let root = root.map_err(refused("open the folder"))?;
+    let root = root.map_err(refused(enter_it))?;
     check_same(&folder, &root)?;
     drop(folder);
     let landlock = landlock::restrict(&root, writable);
     privileges::drop_all().map_err(refused("drop the capabilities"))?;
+    // One of them may have let it in.
+    if let Who::OwnerOf(file) = who
+        && let Err(error @ Errno::ACCESS) = statat(&root, file, AtFlags::SYMLINK_NOFOLLOW)
+    {
+        return Err(refused(enter_it)(error));
+    }
     let (walls, descriptors) = walls(isolated, landlock, descriptors)?;
     Ok(Confined {
         shared: Shared::Folder(root),

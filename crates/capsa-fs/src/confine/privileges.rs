@@ -1,5 +1,6 @@
 //! Who this process is, and what it may do as that user.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -19,14 +20,15 @@ use rustix::thread::{
 /// files (`nobody`, `nogroup`).
 const NOBODY: u32 = 65534;
 
-/// Root becomes the owner of the folder: what the guest makes there is the owner's, and what the owner
-/// may not read the guest may not. The group is the folder's, as nothing but a database of users, which
-/// may be anywhere, says what the owner's is.
-pub(super) fn become_owner(folder: impl AsFd) -> io::Result<()> {
+/// Root becomes the owner of the folder, or of a file that it names in there: what the guest makes is the
+/// owner's, and what the owner may not read the guest may not. The group is theirs too, as nothing but a
+/// database of users, which may be anywhere, says what the owner's is.
+pub(super) fn become_owner(folder: impl AsFd, file: &CStr) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let found = statat(folder, c"", AtFlags::EMPTY_PATH)?;
+    let itself = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let found = statat(folder, file, itself)?;
     become_user(Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid))
 }
 
