@@ -1,9 +1,11 @@
 //! Ways out of the folder.
 
+use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use fuse_backend_rs::abi::fuse_abi::{Opcode, ROOT_ID};
 use rustix::io::Errno;
@@ -155,10 +157,33 @@ fn other_mounts_are_not_there() {
     }
 }
 
+/// Runs a program that has to succeed, and returns what it says.
+fn succeeds(program: &mut Command) -> String {
+    let ran = program.output().unwrap();
+    let said = [ran.stdout, ran.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(ran.status.success(), "{program:?}: {said}");
+    said
+}
+
+/// In a mount namespace of its own, in which whoever has made it may mount. To make one takes root, or a user
+/// namespace and so a process of one thread: this test starts itself in it.
 #[test]
 fn other_mounts_of_the_same_file_system_are_not_there() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("not tried: to mount takes root");
+    const INSIDE: &str = "CAPSA_TEST_MAY_MOUNT";
+    if env::var_os(INSIDE).is_none() {
+        let mut alone = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            alone.arg("--map-root-user");
+        }
+        let itself = thread::current();
+        alone
+            .arg("--mount")
+            .arg(env::current_exe().unwrap())
+            .args(["--exact", itself.name().unwrap()])
+            .env(INSIDE, "");
+        let said = succeeds(&mut alone);
+        assert!(said.contains("1 passed"), "{said}");
         return;
     }
     let guest = guest();
@@ -166,23 +191,14 @@ fn other_mounts_of_the_same_file_system_are_not_there() {
     fs::create_dir(guest.outside("elsewhere")).unwrap();
     fs::write(guest.outside("elsewhere/secret"), "secret").unwrap();
     // A comparison of device numbers would not notice.
-    let mount = |arguments: &[&str]| {
-        let made = Command::new("mount").args(arguments).output().unwrap();
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-    };
     let (from, to) = (guest.outside("elsewhere"), guest.host("mounted"));
-    mount(&["--bind", from.to_str().unwrap(), to.to_str().unwrap()]);
+    succeeds(Command::new("mount").arg("--bind").args([&from, &to]));
     let looked = guest.lookup(ROOT_ID, b"mounted");
     let listed = guest.list(ROOT_ID).unwrap();
     let listed_plus = guest.list_plus(ROOT_ID).unwrap();
     let removed = guest.rmdir(ROOT_ID, b"mounted");
     let made = guest.mkdir(ROOT_ID, b"mounted", 0o700);
-    let unmounted = Command::new("umount").arg(&to).status().unwrap();
-    assert!(unmounted.success());
+    succeeds(Command::new("umount").arg(&to));
     assert_eq!(looked.unwrap_err(), Errno::NOENT);
     assert!(
         listed
