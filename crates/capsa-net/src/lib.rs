@@ -30,6 +30,8 @@
 //! IP packets in parts, multicast, protocols other than TCP and UDP, echoes beyond the gateway. Where there is
 //! somebody to tell, the guest is told.
 
+#![forbid(unsafe_code)]
+
 mod config;
 mod dns;
 mod driver;
