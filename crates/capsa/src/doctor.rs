@@ -1,12 +1,13 @@
 //! What this machine has of what Capsa needs, and what mends what is missing.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use capsa_core::backend::BackendKind;
 use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 use serde::Serialize;
 
-use crate::sandbox::{self, GUEST_PROGRAM};
+use crate::sandbox::{self, FORMATTER, GUEST_PROGRAM};
 use crate::{backend, kit};
 
 /// The state of this machine, as far as Capsa is concerned.
@@ -129,6 +130,7 @@ pub fn doctor() -> Report {
     }));
     #[cfg(target_os = "linux")]
     requirements.push(file_server());
+    requirements.push(formatter(sandbox::formatter()));
     requirements.push(guest_kit());
     requirements.push(guest_program());
     requirements.push(user());
@@ -174,6 +176,24 @@ fn file_server() -> Requirement {
         .mend(format!(
             "put {PROGRAM} beside this program or into PATH, or name it in CAPSA_FSD"
         )),
+    }
+}
+
+fn formatter(program: Option<PathBuf>) -> Requirement {
+    match program {
+        Some(program) => {
+            let detail = format!(
+                "{}; what a sandbox changes of its root can go to a disk",
+                program.display()
+            );
+            Requirement::new(FORMATTER, Finding::Found, detail)
+        }
+        None => Requirement::new(
+            FORMATTER,
+            Finding::Limited,
+            "not installed: what a sandbox changes of its root can only go to the guest's memory",
+        )
+        .mend("sudo apt-get install e2fsprogs"),
     }
 }
 
@@ -223,5 +243,18 @@ fn user() -> Requirement {
              with no capability but to bypass file permissions",
         )
         .mend("run Capsa as a user of its own"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every machine that runs the tests has it.
+    #[test]
+    fn a_machine_that_cannot_format_a_disk_is_told_what_to_install() {
+        let missed = formatter(None);
+        assert_eq!((missed.name, missed.finding), ("mke2fs", Finding::Limited));
+        assert!(missed.mend.unwrap().contains("install e2fsprogs"));
     }
 }

@@ -274,6 +274,9 @@ fn the_doctor_says_what_mends_what_is_missing() {
             "{text}"
         );
     }
+    let text = stdout(&program.run(&["doctor"], "").success());
+    let mke2fs = text.lines().find(|line| line.starts_with("mke2fs"));
+    assert!(mke2fs.unwrap().contains("found"), "{text}");
     let mut command = program.command(&["doctor"]);
     command.env("PATH", "/nonexistent");
     let ended = assert_cmd::Command::from_std(command).assert().code(3);

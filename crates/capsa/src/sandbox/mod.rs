@@ -49,6 +49,7 @@ pub use self::prepared::PreparedSandbox;
 pub use self::process::{
     ExecOutput, ExecStatus, Process, ProcessOutput, ProcessStdin, TerminalSize,
 };
+pub(crate) use self::root::changes::{FORMATTER, formatter};
 pub use self::user::User;
 
 use self::exec::Surroundings;

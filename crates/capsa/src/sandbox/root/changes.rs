@@ -13,7 +13,7 @@ use capsa_external::overlays;
 use tempfile::TempDir;
 
 /// The program that formats it.
-const PROGRAM: &str = "mke2fs";
+pub(crate) const FORMATTER: &str = "mke2fs";
 
 /// Its file system, which the kit's kernel has.
 pub(in super::super) const FILE_SYSTEM: &str = "ext4";
@@ -48,9 +48,9 @@ impl ChangesDisk {
     ///
     /// There is no `mke2fs`, or it failed: with what it said.
     pub(crate) fn make(bytes: u64) -> io::Result<Self> {
-        let program = find().ok_or_else(|| {
+        let program = formatter().ok_or_else(|| {
             let message = format!(
-                "{PROGRAM}, which formats the disk for the root's changes, is not installed: \
+                "{FORMATTER}, which formats the disk for the root's changes, is not installed: \
                  sudo apt-get install e2fsprogs"
             );
             io::Error::new(io::ErrorKind::NotFound, message)
@@ -67,7 +67,7 @@ impl ChangesDisk {
             .output()?;
         if !output.status.success() {
             let said = escape::last_lines(&output.stderr, 5, 1000);
-            return Err(io::Error::other(format!("{PROGRAM}: {said}")));
+            return Err(io::Error::other(format!("{FORMATTER}: {said}")));
         }
         let format = ImageFormat::Raw;
         let disk = ResolvedDisk {
@@ -83,11 +83,12 @@ impl ChangesDisk {
     }
 }
 
-fn find() -> Option<PathBuf> {
+/// Where that is, if it is there. Blocks for a look at the folders.
+pub(crate) fn formatter() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(env::split_paths(FOLDERS))
         .filter(|folder| folder.is_absolute())
-        .map(|folder| folder.join(PROGRAM))
+        .map(|folder| folder.join(FORMATTER))
         .find(|program| Path::is_file(program))
 }
