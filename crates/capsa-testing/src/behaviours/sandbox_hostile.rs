@@ -8,9 +8,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::sandbox::{builder, shell, start};
+use crate::footprint::Footprint;
 use crate::guest::{LIMIT, output};
 use crate::images;
-use crate::processes::Holdings;
 
 /// ENOSPC, by Linux's number.
 const NO_SPACE: i32 = 28;
@@ -31,9 +31,7 @@ async fn processes(sandbox: &Sandbox) -> usize {
 pub async fn a_hostile_guest_answers_ten_thousand_requests(backend: BackendChoice) {
     const AT_ONCE: usize = 40;
     let sandbox = Arc::new(start(backend).await);
-    let temporary = tempfile::tempdir().expect("a folder");
-    assert!(sandbox.exists("/tmp").await.expect("an answer"));
-    let before = Holdings::now(temporary.path());
+    let before = Footprint::steady(&sandbox).await.expect("numbers");
     for _ in 0..output(10_000) / AT_ONCE {
         let mut requests = JoinSet::new();
         for _ in 0..AT_ONCE {
@@ -47,13 +45,11 @@ pub async fn a_hostile_guest_answers_ten_thousand_requests(backend: BackendChoic
                 .all(|answer| answer.is_ok_and(|there| there))
         );
     }
-    let after = Holdings::now(temporary.path());
-    assert_eq!(
-        (after.descriptors, &after.children),
-        (before.descriptors, &before.children)
-    );
-    // Some that were idle may have ended.
-    assert!(after.threads <= before.threads, "{after:?} {before:?}");
+    let after = Footprint::settled(&sandbox, &before)
+        .await
+        .expect("numbers");
+    let is_clean = after.counts.is_within(&before.counts);
+    assert!(is_clean, "{before:?} became {after:?}");
     sandbox.vm().kill().await.expect("kill");
 }
 
