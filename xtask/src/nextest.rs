@@ -56,7 +56,7 @@ type Test = (String, String);
 ///
 /// A test failed, or did not run though it should have: those with a VM above all.
 pub(crate) fn run(counts: &mut Counts) -> Result<()> {
-    let suite = Suite::of("default", Vec::new())?;
+    let suite = Suite::of("default", Vec::new(), target_folder()?.join("nextest"))?;
     let vm_tests = suite.list(&["--filterset", VM_TESTS])?;
     ensure!(!vm_tests.is_empty(), "there is no test with a VM");
     suite.forget_report()?;
@@ -72,16 +72,19 @@ pub(crate) struct Suite {
     profile: &'static str,
     /// The runner's arguments that choose some of the profile's tests; empty for all.
     choice: Vec<String>,
+    /// Where the runner keeps what it reports, in a folder for each profile.
+    store: PathBuf,
     wanted: BTreeSet<Test>,
     /// Those that are wanted, and those that say that they are not to be run.
     known: BTreeSet<Test>,
 }
 
 impl Suite {
-    fn of(profile: &'static str, choice: Vec<String>) -> Result<Self> {
+    fn of(profile: &'static str, choice: Vec<String>, store: PathBuf) -> Result<Self> {
         let mut suite = Self {
             profile,
             choice,
+            store,
             wanted: BTreeSet::new(),
             known: BTreeSet::new(),
         };
@@ -92,7 +95,7 @@ impl Suite {
 
     /// Removes the report of an earlier run, which must not pass for the one of the next.
     pub(crate) fn forget_report(&self) -> Result<()> {
-        let report = self.report()?;
+        let report = self.report();
         match fs::remove_file(&report) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).context(format!("cannot remove {}", report.display()))
@@ -101,14 +104,16 @@ impl Suite {
         }
     }
 
-    /// The tests that need a KVM which runs stock kernels, in batches for one bench each; those with
-    /// one of `names` in theirs, unless it is empty.
+    /// The tests that need a KVM which runs stock kernels, in batches for one bench each, which can run
+    /// at the same time; those with one of `names` in theirs, unless it is empty.
     pub(crate) fn in_bench(names: &[String], batches: u32) -> Result<Vec<Self>> {
+        let parent = target_folder()?.join("nextest");
         let batch = |number| {
             // By its name, so that a test is in the same batch whatever else is asked for.
             let partition = ["--partition".to_owned(), format!("hash:{number}/{batches}")];
             let choice = partition.into_iter().chain(names.iter().cloned());
-            Self::of("bench", choice.collect())
+            let store = parent.join(format!("batch-{number}"));
+            Self::of("bench", choice.collect(), store)
         };
         let suites = (1..=batches).map(batch).collect::<Result<Vec<_>>>()?;
         let suites: Vec<_> = suites
@@ -126,16 +131,16 @@ impl Suite {
     }
 
     /// The folder in which the runner leaves its report.
-    pub(crate) fn folder(&self) -> Result<PathBuf> {
-        Ok(target_folder()?.join("nextest").join(self.profile))
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.store.join(self.profile)
     }
 
-    fn report(&self) -> Result<PathBuf> {
-        Ok(self.folder()?.join("junit.xml"))
+    fn report(&self) -> PathBuf {
+        self.folder().join("junit.xml")
     }
 
     /// The runner's arguments for running these tests without cargo, from programs that are built.
-    /// Writes two files into `folder` for it.
+    /// Writes three files into `folder` for it.
     pub(crate) fn run_built(&self, folder: &Path) -> Result<Vec<OsString>> {
         let mut list = cargo(["nextest", "list", "--list-type", "binaries-only"])?;
         let binaries = output(list.args(["--message-format", "json"]).args(EVERYTHING))?;
@@ -147,6 +152,16 @@ impl Suite {
         let words = ["cargo-nextest", "nextest", "run", "--no-fail-fast"];
         let mut words: Vec<OsString> = words.map(OsString::from).to_vec();
         words.extend(["--profile", self.profile].map(OsString::from));
+        let store = self.store.to_str();
+        let store =
+            store.with_context(|| format!("not a name for a file of settings: {store:?}"))?;
+        let settings = folder.join("settings.toml");
+        // TOML's quoting is Rust's for what is in names of folders.
+        fs::write(&settings, format!("[store]\ndir = {store:?}\n"))
+            .with_context(|| format!("write {}", settings.display()))?;
+        let mut option = OsString::from("--tool-config-file=capsa:");
+        option.push(settings);
+        words.push(option);
         for (option, name, text) in [
             ("--binaries-metadata", "binaries.json", binaries),
             ("--cargo-metadata", "cargo.json", metadata),
@@ -165,7 +180,7 @@ impl Suite {
     ///
     /// A test failed or is not in the report, there is no report, or the runner had no success.
     pub(crate) fn check(&self, counts: &mut Counts, success: bool) -> Result<()> {
-        let path = self.report()?;
+        let path = self.report();
         let text = fs::read_to_string(&path)
             .with_context(|| format!("the test runner left no report {}", path.display()))?;
         let outcomes = outcomes(&text)?;

@@ -1,8 +1,10 @@
 //! The tests that need a KVM which runs stock kernels, as a step of `cargo xtask test`.
 
-use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fs, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::watch::{End, GuestDied};
 use super::{Bench, try_run};
@@ -11,10 +13,13 @@ use crate::nextest::{Counts, Suite};
 /// Each batch of tests has a bench of its own, so that not all is lost with one.
 const BATCHES: u32 = 6;
 
+/// How many benches run at the same time: each takes a processor, and memory as its tests use it.
+const AT_ONCE: usize = 2;
+
 /// How many benches may die. QEMU's emulation of SVM has faults that take the guest with them, every
 /// few minutes or every hour, and that no program in the guest is to blame for: its own kernel dies
 /// on its way out of a guest. Then the batch is run again. No test is that has failed.
-const DEATHS: u32 = 6;
+const DEATHS: usize = 6;
 
 /// Runs those with one of `names` in theirs, or all, and adds what became of them to `counts`.
 ///
@@ -22,34 +27,58 @@ const DEATHS: u32 = 6;
 ///
 /// A test failed or did not run, or the bench could not.
 pub(crate) fn run(counts: &mut Counts, names: &[String]) -> Result<()> {
-    let mut deaths = 0;
-    let mut failed = Vec::new();
-    for suite in Suite::in_bench(names, BATCHES)? {
-        let end = loop {
-            match run_batch(&suite) {
-                Err(error) if error.is::<GuestDied>() && deaths < DEATHS => {
-                    deaths += 1;
-                    eprintln!("note: this batch is run again: {error:#}");
+    let suites = Suite::in_bench(names, BATCHES)?;
+    let deaths = AtomicUsize::new(0);
+    let waiting = Mutex::new(suites.iter());
+    let ended = Mutex::new(Vec::new());
+    let processors = thread::available_parallelism()?.get();
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(processors) {
+            scope.spawn(|| {
+                while let Some(suite) = lock(&waiting).next() {
+                    let end = run_batch(suite, &deaths);
+                    let is_last = matches!(end, Ok(End::Interrupted));
+                    lock(&ended).push((suite, end));
+                    if is_last {
+                        // What has not begun is not wanted any more.
+                        lock(&waiting).by_ref().for_each(drop);
+                    }
                 }
-                other => break other?,
-            }
+            });
+        }
+    });
+    // The other batches are worth their results whatever became of one.
+    let mut failed = None;
+    for (suite, end) in ended.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let checked = match end {
+            Ok(End::Exited(status)) => suite.check(counts, status == 0),
+            Ok(End::TimedOut) => Err(anyhow!("the time for a batch of tests is up")),
+            Ok(End::Interrupted) => Err(anyhow!("interrupted")),
+            Err(error) => Err(error),
         };
-        let success = match end {
-            End::Exited(status) => status == 0,
-            End::TimedOut => bail!("the time for a batch of tests is up"),
-            End::Interrupted => bail!("interrupted"),
-        };
-        // The other batches are worth running whatever became of this one.
-        failed.extend(suite.check(counts, success).err());
+        failed = failed.or(checked.err());
     }
-    match failed.into_iter().next() {
-        Some(error) => Err(error),
-        None => Ok(()),
+    failed.map_or(Ok(()), Err)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a batch, again after each death of its bench while there are not too many of all.
+fn run_batch(suite: &Suite, deaths: &AtomicUsize) -> Result<End> {
+    loop {
+        match run_once(suite) {
+            Err(error) if error.is::<GuestDied>() && deaths.fetch_add(1, Relaxed) < DEATHS => {
+                eprintln!("note: this batch is run again: {error:#}");
+            }
+            other => return other,
+        }
     }
 }
 
-fn run_batch(suite: &Suite) -> Result<End> {
-    let folder = suite.folder()?;
+fn run_once(suite: &Suite) -> Result<End> {
+    let folder = suite.folder();
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     suite.forget_report()?;
     try_run(&Bench {
