@@ -3,6 +3,7 @@
 //!
 //! Never mentions an async runtime: futures wait for channels, what blocks does so in threads.
 
+pub mod hint;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")

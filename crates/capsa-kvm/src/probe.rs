@@ -109,7 +109,7 @@ fn probe_open(device: &File, freshness: Freshness, cache_dir: Option<&Path>) -> 
         return verdict;
     }
     let verdict = run();
-    if let Err(error) = cache::store(dir, key, &verdict) {
+    if let Err(error) = cache::store(dir, &key, &verdict) {
         tracing::debug!(%error, dir = %dir.display(), "the verdict on /dev/kvm cannot be cached");
     }
     verdict

@@ -13,7 +13,9 @@ use crate::child::inherit_nothing;
 use capsa_core::backend::BackendKind;
 use capsa_core::error::BackendRefusal;
 use capsa_core::escape::one_line;
+use capsa_kvm::hint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Deserialize, Serialize};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -30,12 +32,18 @@ pub(super) struct Installed {
     pub(super) version: String,
 }
 
-/// What the process found last, and of which file: running `-version` takes longer than
+/// The file in the caller's folder that keeps the version: running `-version` takes longer than
 /// everything else before a start.
+const FILE: &str = "qemu-version.json";
+
+/// What the process found last, and of which file.
 static LAST: Mutex<Option<(FileIdentity, Installed)>> = Mutex::new(None);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FileIdentity {
+    /// What the version was compared with.
+    oldest: (u32, u32),
+    path: PathBuf,
     device: u64,
     inode: u64,
     size: u64,
@@ -43,29 +51,59 @@ struct FileIdentity {
 }
 
 impl Installed {
-    /// Finds QEMU on the PATH and asks it for its version, once per file.
-    pub(super) fn find() -> Result<Self, BackendRefusal> {
+    /// Finds QEMU on the PATH and asks it for its version, once per file where `cache` is a folder
+    /// for what was found out.
+    pub(super) fn find(cache: Option<&Path>) -> Result<Self, BackendRefusal> {
         let program = on_path().ok_or_else(|| {
             BackendRefusal::new(BackendKind::Qemu, format!("{PROGRAM} is not on the PATH"))
                 .hint("install QEMU: sudo apt-get install qemu-system-x86")
         })?;
-        let identity = fs::metadata(&program).ok().map(|metadata| FileIdentity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        });
+        let identity = FileIdentity::of(&program);
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(identity), Some((known, installed))) = (identity, last.as_ref())
-            && identity == *known
+        if let (Some(identity), Some((known, installed))) = (&identity, last.as_ref())
+            && identity == known
         {
             return Ok(installed.clone());
         }
-        let version = ask_version(&program)?;
+        let version = version(&program, identity.as_ref(), cache)?;
         let installed = Self { program, version };
         *last = identity.map(|identity| (identity, installed.clone()));
         Ok(installed)
     }
+}
+
+impl FileIdentity {
+    fn of(program: &Path) -> Option<Self> {
+        let metadata = fs::metadata(program).ok()?;
+        Some(Self {
+            oldest: OLDEST,
+            path: program.to_owned(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// The version that was kept in `cache` for a file of this identity, or what the program says.
+fn version(
+    program: &Path,
+    identity: Option<&FileIdentity>,
+    cache: Option<&Path>,
+) -> Result<String, BackendRefusal> {
+    let Some((identity, cache)) = identity.zip(cache) else {
+        return ask_version(program);
+    };
+    let file = cache.join(FILE);
+    if let Some(version) = hint::load(&file, identity) {
+        return Ok(version);
+    }
+    let version = ask_version(program)?;
+    if let Err(error) = hint::store(&file, identity, &version) {
+        tracing::debug!(%error, file = %file.display(), "QEMU's version cannot be kept");
+    }
+    Ok(version)
 }
 
 fn on_path() -> Option<PathBuf> {
@@ -168,6 +206,30 @@ mod tests {
         ] {
             assert_eq!(parse_version(output), expected, "{output}");
         }
+    }
+
+    #[test]
+    fn a_program_is_asked_once_while_it_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, runs) = (folder.path().join("qemu"), folder.path().join("runs"));
+        let script = "#!/bin/sh\necho >>\"${0%/*}/runs\"; echo QEMU emulator version 9.1.2\n";
+        fs::write(&program, script).unwrap();
+        let permit = |mode| fs::set_permissions(&program, fs::Permissions::from_mode(mode));
+        permit(0o700).unwrap();
+
+        let asked = |cache| {
+            let identity = FileIdentity::of(&program);
+            let said = version(&program, identity.as_ref(), cache).unwrap();
+            assert_eq!(said, "9.1.2");
+            fs::read_to_string(&runs).unwrap().lines().count()
+        };
+        let cache = Some(folder.path());
+        assert_eq!((asked(cache), asked(cache)), (1, 1));
+        assert_eq!(asked(None), 2);
+        permit(0o500).unwrap();
+        assert_eq!((asked(cache), asked(cache)), (3, 3));
+        let missing = folder.path().join("missing");
+        assert_eq!(asked(Some(&missing)), 4);
     }
 
     #[test]

@@ -100,11 +100,11 @@ impl HypervisorBackend for QemuBackend {
     }
 
     fn probe(&self, fresh: bool) -> Result<BackendInfo, BackendRefusal> {
-        let installed = Installed::find()?;
-        let freshness = match fresh {
-            true => Freshness::Fresh,
-            false => Freshness::Cached,
+        let (freshness, versions) = match fresh {
+            true => (Freshness::Fresh, None),
+            false => (Freshness::Cached, self.cache.as_deref()),
         };
+        let installed = Installed::find(versions)?;
         let verdict = capsa_kvm::probe::probe(freshness, self.cache.as_deref());
         let (accelerator, isolation, reason) = match verdict.works() {
             true => (Accelerator::Kvm, Isolation::Hardware, None),
@@ -148,9 +148,11 @@ impl HypervisorBackend for QemuBackend {
         // This thread serves every other VM as well: nothing on it may wait for a file system.
         let makes_overlays = spec.disks.iter().any(|disk| disk.ephemeral)
             || matches!(spec.boot, BootSpec::Uefi { variables: None });
+        let cache = self.cache.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let overlays = makes_overlays.then(overlays::folder).transpose();
-            (Installed::find(), firmware::find(), overlays)
+            let installed = Installed::find(cache.as_deref());
+            (installed, firmware::find(), overlays)
         });
         let (installed, firmware, overlays) = looked
             .await

@@ -1,22 +1,18 @@
-//! Remembers a verdict until the machine, its kernel, the device or the user changes.
-//!
-//! The file is a hint. Whatever is wrong with it (missing, damaged, somebody else's, for another
-//! boot), the probe runs again and replaces it.
+//! Which verdicts are remembered, and until when: the machine, its kernel, the device or the user
+//! changes.
 
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::verdict::{Cause, Step, Verdict};
+use crate::hint;
 
 /// The file in the caller's folder.
 const FILE: &str = "kvm-probe.json";
-
-/// Bytes that are read of it, to bound what a damaged one costs; a real one has about 300.
-const MAX_BYTES: u64 = 4096;
 
 /// Goes up when the guest or the meaning of a verdict changes.
 const REVISION: u32 = 1;
@@ -48,7 +44,7 @@ impl Key {
             revision: REVISION,
             boot_id,
             kernel,
-            uid: uid(),
+            uid: rustix::process::geteuid().as_raw(),
             device: device.rdev(),
             inode: device.ino(),
             changed: (device.ctime(), device.ctime_nsec()),
@@ -90,45 +86,17 @@ impl Kept {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Entry {
-    key: Key,
-    verdict: Kept,
-}
-
 /// The verdict that was kept for `key`, if there is one that this user wrote.
 pub(super) fn load(dir: &Path, key: &Key) -> Option<Verdict> {
-    let file = OpenOptions::new()
-        .read(true)
-        // Neither a link to somewhere else, nor a FIFO that never opens.
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(dir.join(FILE))
-        .ok()?;
-    let metadata = file.metadata().ok()?;
-    let others_may_write = metadata.mode() & 0o022 != 0;
-    if !metadata.is_file() || metadata.uid() != uid() || others_may_write {
-        return None;
+    hint::load(&dir.join(FILE), key).map(Kept::verdict)
+}
+
+/// Keeps `verdict` for `key`, if it is of the kind that is kept.
+pub(super) fn store(dir: &Path, key: &Key, verdict: &Verdict) -> io::Result<()> {
+    match Kept::of(verdict) {
+        Some(verdict) => hint::store(&dir.join(FILE), key, &verdict),
+        None => Ok(()),
     }
-    let mut text = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut text).ok()?;
-    let entry: Entry = serde_json::from_slice(&text).ok()?;
-    (entry.key == *key).then(|| entry.verdict.verdict())
-}
-
-/// Keeps `verdict` for `key`, if it is of the kind that is kept. A reader sees the old file or the
-/// new one, never a part, and only this user can read it.
-pub(super) fn store(dir: &Path, key: Key, verdict: &Verdict) -> io::Result<()> {
-    let Some(verdict) = Kept::of(verdict) else {
-        return Ok(());
-    };
-    let file = tempfile::NamedTempFile::new_in(dir)?;
-    serde_json::to_writer(&file, &Entry { key, verdict })?;
-    file.persist(dir.join(FILE))?;
-    Ok(())
-}
-
-fn uid() -> u32 {
-    rustix::process::geteuid().as_raw()
 }
 
 fn kernel_says(path: &str) -> io::Result<String> {
@@ -137,8 +105,6 @@ fn kernel_says(path: &str) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
     use tempfile::TempDir;
 
     use super::*;
@@ -159,21 +125,16 @@ mod tests {
 
     fn stored() -> TempDir {
         let dir = dir();
-        store(dir.path(), key(), &VERDICT).unwrap();
+        store(dir.path(), &key(), &VERDICT).unwrap();
         dir
     }
 
     #[test]
-    fn what_was_stored_is_found_in_a_file_of_ones_own() {
+    fn what_was_stored_is_found() {
         let dir = stored();
         assert_eq!(load(dir.path(), &key()), Some(VERDICT));
-        let mode = fs::metadata(dir.path().join(FILE)).unwrap().mode();
-        assert_eq!(mode & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-
-        store(dir.path(), key(), &Verdict::Works).unwrap();
+        store(dir.path(), &key(), &Verdict::Works).unwrap();
         assert_eq!(load(dir.path(), &key()), Some(Verdict::Works));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
@@ -196,62 +157,6 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_ignored_and_replaced() {
-        let dir = stored();
-        let path = dir.path().join(FILE);
-        let good = fs::read(&path).unwrap();
-        for bad in [
-            b"".as_slice(),
-            b"not json",
-            b"\xff\xfe",
-            &good[..good.len() - 1],
-            &vec![b' '; 1 << 20],
-            br#"{"key":{},"verdict":"works"}"#,
-        ] {
-            fs::write(&path, bad).unwrap();
-            assert_eq!(load(dir.path(), &key()), None);
-            store(dir.path(), key(), &VERDICT).unwrap();
-            assert_eq!(load(dir.path(), &key()), Some(VERDICT));
-        }
-    }
-
-    #[test]
-    fn a_file_that_others_may_write_is_ignored() {
-        let dir = stored();
-        let path = dir.path().join(FILE);
-        fs::set_permissions(&path, PermissionsExt::from_mode(0o622)).unwrap();
-        assert_eq!(load(dir.path(), &key()), None);
-    }
-
-    #[test]
-    fn a_link_is_not_followed_and_is_replaced_itself() {
-        let (dir, elsewhere) = (dir(), stored());
-        let (path, target) = (dir.path().join(FILE), elsewhere.path().join(FILE));
-        symlink(&target, &path).unwrap();
-        assert_eq!(load(dir.path(), &key()), None);
-
-        let before = fs::read(&target).unwrap();
-        store(dir.path(), key(), &Verdict::Works).unwrap();
-        assert_eq!(fs::read(&target).unwrap(), before);
-        assert_eq!(load(dir.path(), &key()), Some(Verdict::Works));
-    }
-
-    #[test]
-    fn a_fifo_and_a_folder_do_not_block() {
-        let dir = dir();
-        let path = dir.path().join(FILE);
-        let status = std::process::Command::new("mkfifo").arg(&path).status();
-        assert!(status.unwrap().success());
-        assert_eq!(load(dir.path(), &key()), None);
-
-        fs::remove_file(&path).unwrap();
-        fs::create_dir(&path).unwrap();
-        assert_eq!(load(dir.path(), &key()), None);
-        assert!(store(dir.path(), key(), &VERDICT).is_err());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
     fn what_depends_on_the_moment_is_not_kept() {
         let dir = dir();
         let slow = Verdict::CannotRunStockKernel {
@@ -265,7 +170,7 @@ mod tests {
             after: std::time::Duration::from_millis(250),
         };
         for verdict in [Verdict::NoAccess, Verdict::NoDevice, slow, late] {
-            store(dir.path(), key(), &verdict).unwrap();
+            store(dir.path(), &key(), &verdict).unwrap();
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{verdict}");
         }
     }
