@@ -201,6 +201,8 @@ pub async fn a_single_file_is_shared_without_its_neighbours(backend: BackendChoi
         for owned in [folder.path(), &file] {
             chown(owned, Some(4242), Some(4343)).expect("another owner");
         }
+        let alone = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(folder.path(), alone).expect("a closed folder");
     }
     let builder = kit_vm(backend).share(&file, "/work", MountMode::ReadWrite);
     let mut guest = Guest::boot(builder).await;
