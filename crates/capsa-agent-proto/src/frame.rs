@@ -68,13 +68,27 @@ where
     W: AsyncWrite + Unpin,
     M: Message,
 {
+    put_message(stream, message).await?;
+    Ok(stream.flush().await?)
+}
+
+/// Gives `message` to the stream, which may hold it back. Cancelled before it returns, it leaves part of a
+/// message on the stream, or nothing, and never all of it.
+///
+/// # Errors
+///
+/// As [`write_message`].
+pub async fn put_message<W, M>(stream: &mut W, message: &M) -> Result<(), FrameError>
+where
+    W: AsyncWrite + Unpin,
+    M: Message,
+{
     let mut bytes = vec![0; PREFIX];
     bytes = postcard::to_extend(message, bytes).map_err(FrameError::Malformed)?;
     let length = bytes.len() - PREFIX;
     let prefix = prefix(length, M::MAX_BYTES)?;
     bytes[..PREFIX].copy_from_slice(&prefix);
-    stream.write_all(&bytes).await?;
-    Ok(stream.flush().await?)
+    Ok(stream.write_all(&bytes).await?)
 }
 
 /// Receives a message. `None` when the stream ended before one began.

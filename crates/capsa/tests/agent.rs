@@ -14,5 +14,7 @@ mod fake;
 mod files;
 #[path = "agent/garbage.rs"]
 mod garbage;
+#[path = "agent/programs.rs"]
+mod programs;
 #[path = "agent/trees.rs"]
 mod trees;

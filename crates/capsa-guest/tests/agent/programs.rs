@@ -91,6 +91,26 @@ async fn no_descriptor_of_the_agent_reaches_a_program() {
     exec.ended().await;
 }
 
+/// The host gives up on a program before it can know whether that runs.
+#[tokio::test]
+async fn a_program_that_was_to_be_killed_before_it_began_is_killed() {
+    let host = agent();
+    let mut request = host.program(&["sleep", "1000"]);
+    request.streams.stdin = false;
+    request.streams.stderr = false;
+    let exec = request.id;
+    let mut control = host.open(&Open::Exec(Box::new(request))).await;
+    write_message(&mut control, &ExecControl::Kill)
+        .await
+        .unwrap();
+    drop(control);
+    let mut stdout = host.open(&Open::Stdout { exec }).await;
+    let accepted: Result<Accepted, Failure> = expect_message(&mut stdout).await.unwrap();
+    accepted.unwrap();
+    // It ends with whoever can write to it.
+    assert_eq!(stdout.read(&mut [0]).await.unwrap(), 0);
+}
+
 #[tokio::test]
 async fn megabytes_flow_through_both_ways() {
     let host = agent();

@@ -216,7 +216,7 @@ impl Exec {
     ///
     /// # Cancel safety
     ///
-    /// The program may or may not run when the future is dropped.
+    /// When the future is dropped, the program does not run, or is killed with all that it has started.
     ///
     /// # Errors
     ///

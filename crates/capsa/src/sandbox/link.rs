@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use capsa_agent_proto::frame::{FrameError, Message, expect_message, write_message};
 use capsa_agent_proto::preamble::{self, PreambleError};
@@ -17,6 +17,7 @@ use capsa_core::error::{AgentFailure, AgentRefusal};
 use capsa_core::escape::one_line;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
@@ -34,6 +35,9 @@ const KNOWN_STREAMS: usize = 2 * STREAMS;
 
 /// What the windows of all streams may come to.
 const WINDOWS: usize = KNOWN_STREAMS * yamux::DEFAULT_CREDIT as usize;
+
+/// How long the agent has to take what was said last on a connection that nobody needs any more.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Characters of what a guest says in an error.
 const MAX_DETAIL: usize = 1000;
@@ -101,15 +105,20 @@ impl AgentLink {
 
     /// Opens a stream and says what it is for.
     pub(super) async fn open(&self, right: &mut Reservation, open: &Open) -> Result<AgentStream> {
+        let mut opened = self.stream(right).await?;
+        let said = write_message(&mut opened.stream, open).await;
+        said.map_err(|error| failed(&error))?;
+        Ok(opened)
+    }
+
+    /// Opens a stream on which nothing has been said.
+    pub(super) async fn stream(&self, right: &mut Reservation) -> Result<AgentStream> {
         // A caller that opens more than it has reserved has a bug, which costs it the stream.
         let permit = right.0.split(1).ok_or_else(ended)?;
         let (reply, stream) = oneshot::channel();
         self.wanted.send(reply).map_err(|_| ended())?;
-        let mut stream = stream.await.map_err(|_| ended())?;
-        let said = write_message(&mut stream, open).await;
-        said.map_err(|error| failed(&error))?;
         Ok(AgentStream {
-            stream,
+            stream: stream.await.map_err(|_| ended())?,
             permit,
             link: self.clone(),
         })
@@ -153,7 +162,22 @@ async fn drive(
         wanted,
         waiting: VecDeque::new(),
     };
-    poll_fn(|context| driver.poll(context)).await;
+    match poll_fn(|context| driver.poll(context)).await {
+        // What was said last is on its way: a program that nobody wants any more is to be killed.
+        Over::Unwanted => {
+            let close = poll_fn(|context| driver.connection.poll_close(context));
+            let _ = timeout(LAST_WORDS, close).await;
+        }
+        Over::Broken => {}
+    }
+}
+
+/// Why a connection is over.
+enum Over {
+    /// Nobody can ask for more, and nobody has a stream.
+    Unwanted,
+    /// The agent is gone, or breaks the rules.
+    Broken,
 }
 
 /// What drives the multiplexer.
@@ -166,12 +190,12 @@ struct Driver {
 }
 
 impl Driver {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Over> {
         loop {
             match self.wanted.poll_recv(context) {
                 Poll::Ready(Some(reply)) => self.wait(reply),
-                // Nobody can ask for more; streams that are open go on while their owners hold links.
-                Poll::Ready(None) => return Poll::Ready(()),
+                // Streams that are open go on while their owners hold links.
+                Poll::Ready(None) => return Poll::Ready(Over::Unwanted),
                 Poll::Pending => break,
             }
         }
@@ -179,7 +203,7 @@ impl Driver {
             // First, as this is where the multiplexer forgets streams that were dropped. The guest opens
             // none: whatever this is, it is not our agent. Else the channel ended.
             if self.connection.poll_next_inbound(context).is_ready() {
-                return Poll::Ready(());
+                return Poll::Ready(Over::Broken);
             }
             // Whoever gave up needs none.
             while self.waiting.front().is_some_and(oneshot::Sender::is_closed) {
@@ -192,7 +216,7 @@ impl Driver {
                 Poll::Ready(Ok(stream)) => {
                     let _ = reply.send(self.backlogs.track(stream));
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Err(_)) => return Poll::Ready(Over::Broken),
                 Poll::Pending => {
                     self.waiting.push_front(reply);
                     return Poll::Pending;

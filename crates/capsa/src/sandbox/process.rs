@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use capsa_agent_proto::exec::{self, ExecControl, ExecEvent, ExecRequest};
-use capsa_agent_proto::frame::{FrameError, expect_message, write_message};
+use capsa_agent_proto::frame::{FrameError, expect_message, put_message, write_message};
 use capsa_agent_proto::{Accepted, Open};
 use capsa_core::error::{AgentFailure, Result};
 use futures_util::AsyncReadExt as _;
@@ -113,6 +113,10 @@ impl Control {
         let said = write_message(&mut *stream, &message).await;
         said.map_err(|error| failed(&error))
     }
+
+    fn kill_on_drop(&self) -> KillOnDrop {
+        KillOnDrop(Some(self.clone()))
+    }
 }
 
 /// How a program ends, or what was seen of the connection's end.
@@ -193,8 +197,18 @@ impl Process {
         let count = wanted.iter().filter(|(wanted, _)| *wanted).count();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let right = &mut link.reserve(1 + count).await?;
+        let stream = link.stream(right).await?;
+        let (mut events, mut requests) = stream.stream.split();
         let exec = Open::Exec(Box::new(request));
-        let mut control = link.open(right, &exec).await?;
+        let said = put_message(&mut requests, &exec).await;
+        said.map_err(|error| failed(&error))?;
+        let control = Control(Arc::new(Requests {
+            stream: Mutex::new(requests),
+            _permit: stream.permit,
+            _link: stream.link,
+        }));
+        // From here on it may run, whatever becomes of this future.
+        let running = control.kill_on_drop();
         let mut pipes = [None, None, None];
         for (pipe, (wanted, open)) in pipes.iter_mut().zip(wanted) {
             if wanted {
@@ -202,25 +216,25 @@ impl Process {
             }
         }
         let [stdin, stdout, stderr] = pipes;
-        let event = expect_message(&mut control.stream).await;
+        let event = expect_message(&mut events).await;
         let pid = match event.map_err(|error| failed(&error))? {
             ExecEvent::Started { pid } => pid,
-            ExecEvent::Failed(failure) => return Err(refused(failure).into()),
+            ExecEvent::Failed(failure) => {
+                running.over();
+                return Err(refused(failure).into());
+            }
             ExecEvent::Ended(_) => return Err(lost(SENSELESS).into()),
         };
-        let (events, requests) = control.stream.split();
-        Ok(Self {
+        let process = Self {
             end: ended(events).boxed().shared(),
-            control: Control(Arc::new(Requests {
-                stream: Mutex::new(requests),
-                _permit: control.permit,
-                _link: control.link,
-            })),
+            control,
             pid,
             stdin: accepted(stdin).await?.map(ProcessStdin),
             stdout: accepted(stdout).await?.map(ProcessOutput),
             stderr: accepted(stderr).await?.map(ProcessOutput),
-        })
+        };
+        running.over();
+        Ok(process)
     }
 
     /// Marks its output: a mark goes when all of a stream was read, or when nobody can read it any
@@ -302,7 +316,7 @@ impl Process {
 
     /// Kills it when the result is dropped.
     pub(super) fn kill_on_drop(&self) -> KillOnDrop {
-        KillOnDrop(Some(self.control.clone()))
+        self.control.kill_on_drop()
     }
 
     /// Reads its output to the end, and throws it away. Nothing of what was not read is lost when the
