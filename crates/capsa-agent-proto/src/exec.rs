@@ -4,7 +4,8 @@
 //! wants, in any order; the program starts once all of them are there. Those that it does not want
 //! are `/dev/null`. On the first stream the guest sends [`ExecEvent`]s and the host [`ExecControl`]s;
 //! on the others both send [`Accepted`](crate::Accepted) or why not, from the guest, and then plain
-//! bytes until the sender closes. An exit is reported at once; output goes on until the last
+//! bytes until the sender closes: on a stream that is reset, or ends with the connection, they are not
+//! complete. An exit is reported at once; output goes on until the last
 //! process that has it open closes it.
 //!
 //! A stream that the host drops does not end the program; its output then has nobody who reads it,

@@ -1,8 +1,9 @@
 //! The command's streams, keys and signals, from its start to its end.
 
+use std::io;
 use std::pin::pin;
 
-use capsa::{Process, ProcessOutput, ProcessStdin};
+use capsa::{AgentFailure, Error, Process, ProcessOutput, ProcessStdin};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -127,13 +128,20 @@ async fn show<W: AsyncWrite + Unpin>(
     let Some(mut from) = from else { return Ok(()) };
     let mut piece = vec![0; PIECE];
     loop {
-        let length = from.read(&mut piece).await;
-        match length.map_err(|source| Failure::Stream {
-            action: "read the command's output",
-            source,
-        })? {
+        match from.read(&mut piece).await.map_err(cut_off)? {
             0 => return Ok(()),
             length => to.write(&piece[..length]).await?,
         }
+    }
+}
+
+/// Output that is not all there is as much the library's failure as a status that does not come.
+fn cut_off(error: io::Error) -> Failure {
+    match error.downcast::<AgentFailure>() {
+        Ok(failure) => Error::from(failure).into(),
+        Err(source) => Failure::Stream {
+            action: "read the command's output",
+            source,
+        },
     }
 }

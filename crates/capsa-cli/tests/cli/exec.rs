@@ -115,6 +115,7 @@ fn vm_exec_says_in_a_file_how_it_ended() {
     let program = Program::with_kit();
     program.file("status", "of an earlier command");
     let exec = ["exec", "--status-file", "status"];
+    let leave = "sleep 1000 & echo $! > /sys/fs/cgroup/cgroup.procs && echo left";
     for (rest, expected) in [
         (
             &["--", "sh", "-c", "exit 125"][..],
@@ -125,7 +126,8 @@ fn vm_exec_says_in_a_file_how_it_ended() {
             json!({"outcome": "signaled", "signal": 9, "status": 137}),
         ),
         (
-            &["--timeout", "8s", "--", "sleep", "1000"],
+            // It ends, and what has left its group keeps the output open.
+            &["--timeout", "8s", "--", "sh", "-c", leave],
             json!({"outcome": "timeout", "status": 124}),
         ),
         (

@@ -235,8 +235,9 @@ impl Exec {
     ///
     /// # Errors
     ///
-    /// As [`spawn`](Self::spawn), and [`AgentFailure::TooMuch`](crate::AgentFailure::TooMuch) when it
-    /// writes more; then it is killed. A status other than 0 is no error.
+    /// As [`spawn`](Self::spawn), also when the VM ends before all output is there, and
+    /// [`AgentFailure::TooMuch`](crate::AgentFailure::TooMuch) when it writes more; then it is killed. A
+    /// status other than 0 is no error.
     pub async fn output(self) -> Result<ExecOutput> {
         self.output_up_to(OUTPUT_LIMIT).await
     }

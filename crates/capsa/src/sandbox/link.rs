@@ -236,12 +236,20 @@ impl Driver {
 
 /// The failure of a stream.
 pub(super) fn failed(error: &FrameError) -> AgentFailure {
-    let message = error.to_string();
+    let message = seen_of(error);
     match error {
         FrameError::TooLong { .. } | FrameError::Malformed(_) => {
             AgentFailure::Misbehaved { message }
         }
         _ => AgentFailure::Lost { message },
+    }
+}
+
+/// What was seen of the failure of a stream.
+pub(super) fn seen_of(error: &FrameError) -> String {
+    match error {
+        FrameError::Io(error) => error.to_string(),
+        error => error.to_string(),
     }
 }
 
@@ -252,7 +260,8 @@ pub(super) fn misbehaved(message: impl Into<String>) -> AgentFailure {
     }
 }
 
-fn lost(error: &io::Error) -> AgentFailure {
+/// The stream, or the connection, is of no use any more.
+pub(super) fn lost(error: &io::Error) -> AgentFailure {
     AgentFailure::Lost {
         message: error.to_string(),
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use capsa_agent_proto::exec::{self, ExecControl, ExecEvent, ExecRequest};
-use capsa_agent_proto::frame::{FrameError, expect_message, put_message, write_message};
+use capsa_agent_proto::frame::{expect_message, put_message, write_message};
 use capsa_agent_proto::{Accepted, Open};
 use capsa_core::error::{AgentFailure, Result};
 use futures_util::AsyncReadExt as _;
@@ -18,7 +18,8 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::link::{AgentLink, AgentStream, Stream, failed, refused};
+use super::content::failure_of;
+use super::link::{self, AgentLink, AgentStream, Stream, failed, refused, seen_of};
 use crate::driver;
 
 /// How a program ended.
@@ -125,7 +126,7 @@ pub(super) type End = Shared<BoxFuture<'static, Result<ExecStatus, String>>>;
 /// Waits for the agent's last word about a program that runs.
 async fn ended(mut events: ReadHalf<Stream>) -> Result<ExecStatus, String> {
     let event = expect_message(&mut events).await;
-    match event.map_err(|error: FrameError| error.to_string())? {
+    match event.map_err(|error| seen_of(&error))? {
         ExecEvent::Ended(exec::ExitStatus::Exited(status)) => u8::try_from(status)
             .map(ExecStatus::Exited)
             .map_err(|_| SENSELESS.into()),
@@ -344,7 +345,7 @@ pub(super) async fn collect(from: Option<ProcessOutput>, limit: u64) -> Result<V
         // One more than is taken shows that there is more.
         let mut bounded = from.take(limit.saturating_add(1));
         let read = bounded.read_to_end(&mut all).await;
-        read.map_err(|error| lost(error.to_string()))?;
+        read.map_err(failure_of)?;
     }
     match all.len() as u64 > limit {
         false => Ok(all),
@@ -393,8 +394,9 @@ pub struct ProcessStdin(Pipe);
 
 /// Reads what a program writes. A program whose output nobody reads waits, and no other one does.
 ///
-/// The end of the connection to the agent reads like the end of the output:
-/// [`Process::wait`] tells the two apart.
+/// The end of the bytes is the end of the output. Where that is cut off, since the VM or the agent in it has
+/// ended, reading fails after what has come, and the error's source is an [`AgentFailure`]; so it is with
+/// every other failure.
 pub struct ProcessOutput(Pipe);
 
 impl AsyncWrite for ProcessStdin {
@@ -422,7 +424,9 @@ impl AsyncRead for ProcessOutput {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let (before, room) = (buffer.filled().len(), buffer.remaining());
-        let read = Pin::new(&mut self.0.stream).poll_read(context, buffer);
+        let read = Pin::new(&mut self.0.stream)
+            .poll_read(context, buffer)
+            .map_err(|error| io::Error::new(error.kind(), link::lost(&error)));
         let is_end = match &read {
             Poll::Ready(Ok(())) => room > 0 && buffer.filled().len() == before,
             Poll::Ready(Err(_)) => true,

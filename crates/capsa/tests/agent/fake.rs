@@ -80,6 +80,30 @@ where
     sandbox.await.unwrap()
 }
 
+/// The type of a frame with content.
+pub(crate) const DATA: u8 = 0;
+/// The flag of the last frame of a stream.
+pub(crate) const FIN: u16 = 4;
+/// The flag of a frame that breaks a stream off.
+pub(crate) const RST: u16 = 8;
+
+/// The header of a frame of the multiplexer: its type, flags, stream and length.
+pub(crate) fn header(kind: u8, flags: u16, stream: u32, length: u32) -> Vec<u8> {
+    let [f0, f1] = flags.to_be_bytes();
+    [
+        &[0, kind, f0, f1][..],
+        &stream.to_be_bytes(),
+        &length.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// A frame with content.
+pub(crate) fn frame(stream: u32, flags: u16, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).unwrap();
+    [&header(DATA, flags, stream, length), content].concat()
+}
+
 /// A part of a tree as it is on the wire, without what the protocol's own type forbids.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Raw {

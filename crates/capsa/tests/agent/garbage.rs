@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use yamux::{Config, Connection, Mode};
 
-use super::fake::{LIMIT, agent_failure, greeted, sandbox_on, sandbox_with};
+use super::fake::{LIMIT, agent_failure, frame, greeted, header, sandbox_on, sandbox_with};
 
 /// Everything that a sandbox can be asked, each with what comes of it.
 async fn everything(sandbox: &Sandbox) -> Vec<(&'static str, Option<AgentFailure>)> {
@@ -112,17 +112,6 @@ async fn after_greeting(bytes: Vec<u8>) -> Sandbox {
     sandbox.await.unwrap()
 }
 
-/// A frame of the multiplexer: its type, flags, stream and length.
-fn header(kind: u8, flags: u16, stream: u32, length: u32) -> Vec<u8> {
-    let [f0, f1] = flags.to_be_bytes();
-    [
-        &[0, kind, f0, f1][..],
-        &stream.to_be_bytes(),
-        &length.to_be_bytes(),
-    ]
-    .concat()
-}
-
 #[tokio::test]
 async fn frames_that_are_none_end_the_connection() {
     for (name, bytes) in [
@@ -176,9 +165,7 @@ async fn flooding(
                 .await
                 .unwrap();
             for bytes in std::iter::once(answer).chain(bytes) {
-                let length = u32::try_from(bytes.len()).unwrap();
-                let frame = [header(0, 0, FIRST, length), bytes].concat();
-                if channel.write_all(&frame).await.is_err() {
+                if channel.write_all(&frame(FIRST, 0, &bytes)).await.is_err() {
                     return;
                 }
             }

@@ -1,15 +1,141 @@
 //! Programs whose agent, or whose caller, goes away at a bad moment.
 
-use capsa::{AgentFailure, Sandbox};
-use capsa_agent_proto::exec::{ExecControl, ExecEvent};
-use capsa_agent_proto::frame::{read_message, write_message};
+use capsa::{AgentFailure, ExecStatus, Sandbox, Stdio};
+use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExitStatus};
+use capsa_agent_proto::frame::{Message, read_message, write_message};
 use capsa_agent_proto::{Accepted, Failure, FailureKind, Open};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::fake::{LIMIT, accept, agent_failure, sandbox_with};
+use super::fake::{
+    DATA, FIN, LIMIT, RST, accept, agent_failure, frame, greeted, header, sandbox_on, sandbox_with,
+};
+
+/// The streams of a program without input, in the order in which the host opens them.
+const CONTROL: u32 = 1;
+const STDOUT: u32 = 3;
+const STDERR: u32 = 5;
+
+/// A sandbox whose agent hears all that the host says to start a program without input, says these
+/// bytes, and ends the connection.
+async fn saying(bytes: Vec<u8>) -> Sandbox {
+    let sandbox = sandbox_on(|guest| {
+        tokio::spawn(async move {
+            let mut channel = greeted(guest).await;
+            loop {
+                let mut header = [0; 12];
+                channel.read_exact(&mut header).await.unwrap();
+                let [_, kind, _, _, stream @ .., a, b, c, d] = header;
+                if kind != DATA {
+                    continue;
+                }
+                let length = u32::from_be_bytes([a, b, c, d]) as usize;
+                channel.read_exact(&mut vec![0; length]).await.unwrap();
+                if stream == STDERR.to_be_bytes() {
+                    break;
+                }
+            }
+            channel.write_all(&bytes).await.unwrap();
+            // The host can still say what it wants, as it could to a VM that is about to end.
+            channel.close().await.unwrap();
+            let mut rest = Vec::new();
+            let _ = channel.read_to_end(&mut rest).await;
+        });
+    });
+    sandbox.await.unwrap()
+}
+
+async fn message<M: Message>(message: M) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_message(&mut bytes, &message).await.unwrap();
+    bytes
+}
+
+/// A program that has ended, with its errors complete and of its output what `output` makes.
+async fn ended_with(output: &[Vec<u8>]) -> Sandbox {
+    let started = message(ExecEvent::Started { pid: 7 }).await;
+    let ended = message(ExecEvent::Ended(ExitStatus::Exited(0))).await;
+    let accepted = message(Ok::<_, Failure>(Accepted)).await;
+    let begin = [
+        frame(CONTROL, 0, &[started, ended].concat()),
+        frame(STDERR, FIN, &accepted),
+        frame(STDOUT, 0, &accepted),
+    ];
+    saying([&begin[..], output].concat().concat()).await
+}
+
+#[tokio::test]
+async fn output_that_is_cut_off_is_no_output() {
+    let one_by_one = || vec![frame(STDOUT, 0, b"x"); 1000].concat();
+    for (name, output, whole) in [
+        (
+            "an end",
+            vec![frame(STDOUT, 0, b"all"), frame(STDOUT, FIN, b"")],
+            Some(b"all".to_vec()),
+        ),
+        (
+            "an end with the last bytes",
+            vec![frame(STDOUT, FIN, b"all")],
+            Some(b"all".to_vec()),
+        ),
+        (
+            "many small frames",
+            vec![one_by_one(), frame(STDOUT, FIN, b"")],
+            Some(vec![b'x'; 1000]),
+        ),
+        ("no end", vec![frame(STDOUT, 0, b"some")], None),
+        ("nothing", vec![], None),
+        ("many small frames and no end", vec![one_by_one()], None),
+        (
+            "a reset",
+            vec![frame(STDOUT, 0, b"some"), frame(STDOUT, RST, b"")],
+            None,
+        ),
+        (
+            "an end whose bytes are cut off",
+            vec![header(DATA, FIN, STDOUT, 10), b"some".to_vec()],
+            None,
+        ),
+    ] {
+        let sandbox = ended_with(&output).await;
+        let output = timeout(LIMIT, sandbox.exec(["x"]).output()).await;
+        let output = output.expect(name).map_err(agent_failure);
+        match whole {
+            Some(whole) => assert_eq!(output.expect(name).stdout, whole, "{name}"),
+            None => assert!(
+                matches!(&output, Err(AgentFailure::Lost { .. })),
+                "{name}: {output:?}"
+            ),
+        }
+    }
+}
+
+/// Whoever reads gets what has come, and then why there is no more.
+#[tokio::test]
+async fn a_reader_gets_what_came_before_the_cut() {
+    let sandbox = ended_with(&[frame(STDOUT, 0, b"some")]).await;
+    let exec = sandbox.exec(["x"]).stdin(Stdio::Null);
+    let mut process = timeout(LIMIT, exec.spawn())
+        .await
+        .expect("it starts")
+        .unwrap();
+    let status = timeout(LIMIT, process.wait()).await.expect("it ends");
+    assert_eq!(status.unwrap(), ExecStatus::Exited(0));
+    let mut output = process.stdout.take().unwrap();
+    let mut read = Vec::new();
+    for _ in 0..2 {
+        let reading = timeout(LIMIT, output.read_to_end(&mut read)).await;
+        let error = reading.expect("it ends").unwrap_err();
+        let failure = error.downcast::<AgentFailure>().unwrap();
+        assert!(matches!(failure, AgentFailure::Lost { .. }), "{failure:?}");
+    }
+    assert_eq!(read, b"some");
+    let mut errors = process.stderr.take().unwrap();
+    assert_eq!(errors.read_to_end(&mut read).await.unwrap(), 0);
+}
 
 /// A sandbox whose agent does not say what becomes of a program.
 struct Hesitating {

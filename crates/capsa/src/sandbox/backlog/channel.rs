@@ -1,27 +1,14 @@
-//! Bounds what a guest's unread bytes cost.
-//!
-//! The multiplexer keeps each frame that nobody has read as an allocation of its own. A stream's window
-//! bounds the bytes of those to 256 KiB, and not their number: from a guest that sends byte by byte they
-//! cost some eighty times as much, over all streams gigabytes. So this stands between the channel and the
-//! multiplexer. It lets [`FRAMES`] unread frames of a stream pass; the bytes of further ones it holds back
-//! in one piece, and passes them on as one frame when somebody has read. It changes no byte of a stream,
-//! nor their order, and no other stream waits.
+//! The channel as the multiplexer reads it: what becomes of each frame is decided here.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use futures_util::io::BufReader;
-use futures_util::task::AtomicWaker;
 use futures_util::{AsyncBufRead, AsyncRead, AsyncWrite};
 
-/// Unread frames of a stream that the multiplexer gets. Each costs it some 80 bytes beyond its content.
-const FRAMES: usize = 256;
-
-/// A stream's window, by yamux's specification: an agent has no right to send more unread bytes.
-const WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
+use super::{Backlog, Backlogs, DATA, End, FRAMES, WINDOW, lock};
 
 /// Bytes that are read from the channel at once. Not more, as all frames in it are handled before
 /// anything else gets its turn on the thread.
@@ -31,166 +18,15 @@ const BUFFER: usize = 8 << 10;
 /// significant byte first.
 type Header = [u8; 12];
 
-/// The type of a frame with content.
-const DATA: u8 = 0;
 /// The flag of a frame that opens a stream.
 const SYN: u16 = 1;
-/// The flags of a frame after which nothing more comes on its stream.
-const LAST: u16 = 4 | 8;
-
-/// What the streams of a channel have unread.
-#[derive(Default)]
-pub(super) struct Backlogs {
-    streams: Mutex<HashMap<u32, Arc<Mutex<Backlog>>>>,
-    /// Streams of which bytes are held back that may pass now.
-    free: Mutex<Vec<u32>>,
-    /// Who drives the multiplexer.
-    driver: AtomicWaker,
-}
-
-/// What a stream has unread.
-#[derive(Default)]
-struct Backlog {
-    /// The bytes of the frames that the multiplexer has.
-    passed: VecDeque<usize>,
-    /// The bytes that come after those.
-    held: Vec<u8>,
-    /// The bytes of both.
-    unread: usize,
-    /// Nothing more comes.
-    ended: bool,
-}
-
-impl Backlog {
-    /// Somebody has read from the stream. Says whether what is held back may pass now, and could not
-    /// before.
-    fn read(&mut self, mut count: usize) -> bool {
-        let was_full = self.passed.len() >= FRAMES;
-        self.unread = self.unread.saturating_sub(count);
-        while let Some(first) = self.passed.front_mut() {
-            if *first > count {
-                *first -= count;
-                break;
-            }
-            count -= *first;
-            self.passed.pop_front();
-        }
-        was_full && self.passed.len() < FRAMES && !self.held.is_empty()
-    }
-
-    /// Holds back what comes next. The room for it grows as for any vector, but never beyond a window.
-    fn hold(&mut self, bytes: &[u8]) {
-        let (length, room) = (self.held.len(), self.held.capacity());
-        if room - length < bytes.len() {
-            let wanted = (2 * room).max(length + bytes.len()).min(WINDOW);
-            self.held.reserve_exact(wanted - length);
-        }
-        self.held.extend_from_slice(bytes);
-    }
-
-    /// Makes a frame of what is held back, if the multiplexer may have one.
-    fn release_if_free(&mut self, id: u32, frame: &mut Vec<u8>) {
-        if self.passed.len() < FRAMES && !self.held.is_empty() {
-            self.release(id, frame);
-        }
-    }
-
-    /// Makes a frame of what is held back.
-    fn release(&mut self, id: u32, frame: &mut Vec<u8>) {
-        // Not more than a window.
-        let length = u32::try_from(self.held.len()).unwrap_or(0);
-        frame.extend_from_slice(&[0, DATA, 0, 0]);
-        frame.extend_from_slice(&id.to_be_bytes());
-        frame.extend_from_slice(&length.to_be_bytes());
-        frame.append(&mut std::mem::take(&mut self.held));
-        self.passed.push_back(length as usize);
-    }
-}
-
-impl Backlogs {
-    /// A stream of the multiplexer's, which was opened just now.
-    pub(super) fn track(self: &Arc<Self>, stream: yamux::Stream) -> Stream {
-        let id = stream.id().val();
-        let backlog = Arc::<Mutex<Backlog>>::default();
-        lock(&self.streams).insert(id, Arc::clone(&backlog));
-        Stream {
-            stream,
-            id,
-            backlog,
-            all: Arc::clone(self),
-        }
-    }
-
-    fn of(&self, id: u32) -> Option<Arc<Mutex<Backlog>>> {
-        lock(&self.streams).get(&id).cloned()
-    }
-
-    /// A frame of what was held back and may pass now.
-    fn release(&self, frame: &mut Vec<u8>) {
-        while let Some(id) = lock(&self.free).pop() {
-            if let Some(backlog) = self.of(id) {
-                lock(&backlog).release_if_free(id, frame);
-            }
-            if !frame.is_empty() {
-                return;
-            }
-        }
-    }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A stream, whose reader tells what has been read.
-pub(super) struct Stream {
-    stream: yamux::Stream,
-    id: u32,
-    backlog: Arc<Mutex<Backlog>>,
-    all: Arc<Backlogs>,
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        lock(&self.all.streams).remove(&self.id);
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if lock(&self.backlog).read(count) {
-            lock(&self.all.free).push(self.id);
-            self.all.driver.wake();
-        }
-        Poll::Ready(Ok(count))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(context)
-    }
-}
+/// The flag of a frame after which its sender sends nothing more on the stream.
+const FIN: u16 = 4;
+/// The flag of a frame that breaks a stream off.
+const RST: u16 = 8;
 
 /// The channel, as the multiplexer sees it.
-pub(super) struct Channel<S> {
+pub(in crate::sandbox) struct Channel<S> {
     socket: BufReader<S>,
     backlogs: Arc<Backlogs>,
     /// What the multiplexer gets next.
@@ -218,7 +54,7 @@ enum Content {
 }
 
 impl<S: AsyncRead> Channel<S> {
-    pub(super) fn new(socket: S, backlogs: Arc<Backlogs>) -> Self {
+    pub(in crate::sandbox) fn new(socket: S, backlogs: Arc<Backlogs>) -> Self {
         Self {
             socket: BufReader::with_capacity(BUFFER, socket),
             backlogs,
@@ -303,8 +139,12 @@ impl<S> Channel<S> {
         if length > WINDOW {
             return Err(beyond_window());
         }
-        let is_last = flags & LAST != 0;
-        if flags & SYN != 0 || (kind != DATA && !is_last) {
+        let end = match flags {
+            _ if flags & RST != 0 => Some(End::Reset),
+            _ if flags & FIN != 0 => Some(End::Finished),
+            _ => None,
+        };
+        if flags & SYN != 0 || (kind != DATA && end.is_none()) {
             self.ready.extend_from_slice(&header);
             return Ok(Content::Passes(length));
         }
@@ -313,15 +153,15 @@ impl<S> Channel<S> {
             return Ok(Content::IsDropped(length));
         };
         let mut unread = lock(&backlog);
-        if unread.ended {
+        if unread.end.is_some() {
             return Ok(Content::IsDropped(length));
         }
         unread.unread += length;
         if unread.unread > WINDOW {
             return Err(beyond_window());
         }
-        if is_last {
-            unread.ended = true;
+        if end.is_some() {
+            unread.end = end;
             if !unread.held.is_empty() {
                 unread.release(id, &mut self.ready);
             }
