@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -18,6 +19,9 @@ pub struct Dialer {
     /// Where tests have their servers. An address that is not here is a black hole.
     #[cfg(feature = "test-utils")]
     places: Option<std::collections::HashMap<SocketAddr, SocketAddr>>,
+    /// In the place of /etc/resolv.conf.
+    #[cfg(feature = "test-utils")]
+    resolv_conf: Option<std::path::PathBuf>,
 }
 
 impl Dialer {
@@ -27,7 +31,29 @@ impl Dialer {
     pub fn to_places(places: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) -> Self {
         Self {
             places: Some(places.into_iter().collect()),
+            resolv_conf: None,
         }
+    }
+
+    /// For tests: reads the host's resolvers from this file.
+    #[cfg(feature = "test-utils")]
+    #[must_use]
+    pub fn with_resolv_conf(mut self, path: std::path::PathBuf) -> Self {
+        self.resolv_conf = Some(path);
+        self
+    }
+
+    /// The file that names the host's resolvers.
+    #[cfg_attr(
+        not(feature = "test-utils"),
+        expect(clippy::unused_self, reason = "only tests have another file")
+    )]
+    pub(super) fn resolv_conf(&self) -> &Path {
+        #[cfg(feature = "test-utils")]
+        if let Some(path) = &self.resolv_conf {
+            return path;
+        }
+        Path::new("/etc/resolv.conf")
     }
 
     /// Where an address really is. Always where it says, but for tests.
@@ -75,7 +101,12 @@ impl Dialer {
 
     /// A socket to a resolver, which is the host's choice, and so may be anywhere.
     pub(super) fn resolver_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        connected_udp(address)
+        connected_udp(self.place(address).unwrap_or(address))
+    }
+
+    /// A connection to a resolver.
+    pub(super) async fn resolver_tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(self.place(address).unwrap_or(address)).await
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hickory_proto::op::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::dial::Dialer;
@@ -33,7 +32,7 @@ pub(super) async fn resolve(
     let servers = match resolvers {
         Resolvers::Servers(servers) => servers.clone(),
         Resolvers::Host => {
-            host_resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+            host_resolvers(&fs::read_to_string(dialer.resolv_conf()).unwrap_or_default())
         }
     };
     for _ in 0..ATTEMPTS {
@@ -69,15 +68,15 @@ async fn ask(server: SocketAddr, dialer: &Dialer, lookup: &Lookup) -> io::Result
         let length = socket.recv(&mut answer).await?;
         match lookup.reply(id, &answer[..length]) {
             Reply::Answer(message) => return Ok(*message),
-            Reply::Truncated => return ask_over_tcp(server, lookup).await,
+            Reply::Truncated => return ask_over_tcp(server, dialer, lookup).await,
             // Somebody guesses.
             Reply::Other => {}
         }
     }
 }
 
-async fn ask_over_tcp(server: SocketAddr, lookup: &Lookup) -> io::Result<Message> {
-    let mut stream = TcpStream::connect(server).await?;
+async fn ask_over_tcp(server: SocketAddr, dialer: &Dialer, lookup: &Lookup) -> io::Result<Message> {
+    let mut stream = dialer.resolver_tcp(server).await?;
     let id = random_id()?;
     let message = lookup.message(id);
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;

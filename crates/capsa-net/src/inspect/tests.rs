@@ -97,6 +97,31 @@ fn the_name_of_tls_is_found_in_one_record_and_in_many() {
 }
 
 #[test]
+fn what_common_clients_send_is_understood() {
+    macro_rules! hellos {
+        ($($client:literal)*) => {
+            [$(($client, &include_bytes!(concat!("../../tests/hellos/", $client, ".bin"))[..])),*]
+        };
+    }
+    for (client, data) in hellos!(
+        "openssl" "openssl-tls12" "curl" "wget" "git" "python" "node" "java" "rustup" "cargo"
+    ) {
+        let expected = (vec!["www.example.com".to_owned()], data.len(), None);
+        assert_eq!(inspect(true, data), expected, "{client}");
+        assert_eq!(inspect(false, data), expected, "{client}");
+        // Cut short, it is not understood for anything else.
+        for length in 1..data.len() {
+            let (names, passed, reason) = feed(true, &data[..length], length);
+            assert_eq!(
+                (names.len(), passed, reason),
+                (0, 0, None),
+                "{client} {length}"
+            );
+        }
+    }
+}
+
+#[test]
 fn tls_without_a_certain_name_is_refused() {
     let two = [server_names(&["a.com"]), server_names(&["b.com"])].concat();
     let mut long = server_names(&["a.com"]);

@@ -8,5 +8,6 @@ mod host;
 
 mod forwards;
 mod names;
+mod requests;
 mod streams;
 mod udp;

@@ -1,27 +1,29 @@
 //! Names, resolved by a server of the test's own.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use capsa_net::policy::{NetworkPolicy, Protocol, Rule};
-use capsa_net::{PortForward, Resolvers, UserNetwork};
-use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use capsa_net::{Dialer, PortForward, Resolvers, UserNetwork};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::guest::{Guest, Kind};
-use crate::host::run;
+use crate::host::{run, run_with};
 
 const GATEWAY: &str = "10.0.2.1:53";
 const WEB: [u8; 4] = [93, 184, 216, 34];
 
 /// A resolver that notes what it is asked. Names that begin with `slow` have to wait, with `large` have answers
-/// beyond UDP, with `forged` have false answers before the right one, with `gone` do not exist.
-struct Server {
+/// beyond UDP, with `middle` such as UDP carried not always, with `forged` have false answers before the right one, with `gone` do not exist.
+pub(crate) struct Server {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
     over_tcp: Arc<AtomicUsize>,
@@ -34,7 +36,9 @@ fn answer(question: &Message) -> Message {
     let a = |name: &Name, address: [u8; 4]| {
         Record::from_rdata(name.clone(), 60, RData::A(A(address.into())))
     };
-    if text.starts_with("large") {
+    if text.starts_with("middle") {
+        answer.add_answers((0..50).map(|number| a(&name, [8, 8, 4, number])));
+    } else if text.starts_with("large") {
         answer.add_answers((0..200).map(|number| a(&name, [8, 8, 8, number])));
     } else if text.starts_with("gone") {
         answer.metadata.response_code = ResponseCode::NXDomain;
@@ -49,7 +53,7 @@ fn answer(question: &Message) -> Message {
     answer
 }
 
-fn server() -> Server {
+pub(crate) fn server() -> Server {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let listener = TcpListener::bind(address).unwrap();
@@ -109,7 +113,7 @@ fn server() -> Server {
     }
 }
 
-fn network(server: &Server, policy: NetworkPolicy) -> UserNetwork {
+pub(crate) fn network(server: &Server, policy: NetworkPolicy) -> UserNetwork {
     UserNetwork {
         policy,
         resolvers: Resolvers::Servers(vec![server.address]),
@@ -124,7 +128,7 @@ fn question(id: u16, name: &str) -> Vec<u8> {
 }
 
 /// Asks over UDP.
-fn ask(guest: &mut Guest, name: &str) -> Message {
+pub(crate) fn ask(guest: &mut Guest, name: &str) -> Message {
     let socket = guest.udp(6000);
     guest.send_udp(socket, GATEWAY.parse().unwrap(), &question(5, name));
     let (from, reply) = guest.receive_udp(socket);
@@ -226,6 +230,54 @@ fn answers_beyond_a_datagram_come_over_a_connection() {
     let connection = guest.connect(GATEWAY.parse().unwrap());
     guest.send(connection, &[0xff; 4096]);
     assert!(guest.is_cut(connection));
+}
+
+#[test]
+fn answers_beyond_512_bytes_come_whole_to_who_can_take_them() {
+    let server = server();
+    let (mut guest, link) = Guest::new(Kind::Stream, 1500);
+    let _network = run(network(&server, NetworkPolicy::public()), link, []);
+    let mut message = Message::from_vec(&question(5, "middle.example.com.")).unwrap();
+    let mut edns = Edns::new();
+    edns.set_max_payload(4096);
+    message.set_edns(edns);
+    let socket = guest.udp(6002);
+    guest.send_udp(socket, GATEWAY.parse().unwrap(), &message.to_vec().unwrap());
+    let (_, reply) = guest.receive_udp(socket);
+    assert!(reply.len() > 800);
+    assert_eq!(addresses(&Message::from_vec(&reply).unwrap()).len(), 50);
+    assert!(ask(&mut guest, "middle.example.com.").metadata.truncation);
+    assert_eq!(server.over_tcp.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn resolvers_are_those_that_the_host_has_now() {
+    let [office, vpn] = [server(), server()];
+    let places = [
+        ("10.77.0.53:53".parse().unwrap(), office.address),
+        ("10.88.0.53:53".parse().unwrap(), vpn.address),
+    ];
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("resolvers-that-change.conf");
+    let dialer = Dialer::to_places(places).with_resolv_conf(file.clone());
+    let (mut guest, link) = Guest::new(Kind::Stream, 1500);
+    let _network = run_with(UserNetwork::default(), link, dialer);
+    for (text, name) in [
+        ("nameserver 10.77.0.53\n", "one.example.com."),
+        (
+            "nameserver 10.88.0.53\nnameserver 10.77.0.53\n",
+            "two.example.com.",
+        ),
+        ("nameserver 10.77.0.53\n", "large.example.com."),
+    ] {
+        fs::write(&file, text).unwrap();
+        assert!(!ask(&mut guest, name).queries.is_empty());
+    }
+    assert_eq!(
+        *office.asked.lock().unwrap(),
+        ["one.example.com.", "large.example.com."]
+    );
+    assert_eq!(*vpn.asked.lock().unwrap(), ["two.example.com."]);
+    assert_eq!(office.over_tcp.load(Ordering::Relaxed), 1);
 }
 
 #[test]

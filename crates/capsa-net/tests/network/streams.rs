@@ -13,8 +13,9 @@ use crate::host::{pattern, run, serve, serve_once_closed};
 const WEB: &str = "93.184.216.34:80";
 const WEB6: &str = "[2606:2800:220:1::1]:80";
 
-/// Bytes that go each way in one connection at least.
+/// Bytes that go each way in one connection, more than all buffers on the way hold; and in one test.
 const LARGE: usize = 16 << 20;
+const HUGE: usize = 100 << 20;
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -27,9 +28,9 @@ fn network(mtu: u16) -> UserNetwork {
     }
 }
 
-/// Sends a large stream to a server that checks it, then takes as large a one.
-fn both_ways(kind: Kind, mtu: u16, to: &'static str) {
-    let server = serve(|mut stream| {
+/// Sends a stream of `size` bytes to a server that checks it, then takes as large a one.
+fn both_ways(kind: Kind, mtu: u16, to: &'static str, size: usize) {
+    let server = serve(move |mut stream| {
         let (mut taken, mut part) = (0, vec![0; 64 << 10]);
         loop {
             match stream.read(&mut part).unwrap() {
@@ -40,40 +41,40 @@ fn both_ways(kind: Kind, mtu: u16, to: &'static str) {
                 }
             }
         }
-        assert_eq!(taken, LARGE);
-        for place in (0..LARGE).step_by(1 << 20) {
+        assert_eq!(taken, size);
+        for place in (0..size).step_by(1 << 20) {
             stream.write_all(&pattern(place, 1 << 20)).unwrap();
         }
     });
     let (mut guest, link) = Guest::new(kind, mtu.into());
     let _network = run(network(mtu), link, [(to, server)]);
     let connection = guest.connect(address(to));
-    for place in (0..LARGE).step_by(1 << 20) {
+    for place in (0..size).step_by(1 << 20) {
         guest.send(connection, &pattern(place, 1 << 20));
     }
     guest.tcp(connection).close();
     let all = guest.receive_all(connection).expect("no reset");
-    assert!(all == pattern(0, LARGE), "{} bytes", all.len());
+    assert!(all == pattern(0, size), "{} bytes", all.len());
 }
 
 #[test]
 fn large_streams_arrive_whole_over_a_stream() {
-    both_ways(Kind::Stream, 1500, WEB);
+    both_ways(Kind::Stream, 1500, WEB, HUGE);
 }
 
 #[test]
 fn large_streams_arrive_whole_over_messages() {
-    both_ways(Kind::Messages, 1500, WEB6);
+    both_ways(Kind::Messages, 1500, WEB6, LARGE);
 }
 
 #[test]
 fn large_streams_arrive_whole_with_the_largest_packets() {
-    both_ways(Kind::Stream, 65_520, WEB);
+    both_ways(Kind::Stream, 65_520, WEB, LARGE);
 }
 
 #[test]
 fn large_streams_arrive_whole_with_the_smallest_packets() {
-    both_ways(Kind::Stream, 1280, WEB6);
+    both_ways(Kind::Stream, 1280, WEB6, LARGE);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::guest::{Guest, Kind};
 use crate::host::{pattern, run};
 
 const PEER: &str = "93.184.216.34:4000";
+const PEER6: &str = "[2606:2800:220:1::1]:4000";
 
 fn server() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -21,27 +22,38 @@ fn server() -> (UdpSocket, SocketAddr) {
 
 #[test]
 fn datagrams_pass_both_ways_up_to_the_links_limit() {
-    let (server, place) = server();
-    let (mut guest, link) = Guest::new(Kind::Messages, 1500);
-    let _network = run(UserNetwork::default(), link, [(PEER, place)]);
-    let socket = guest.udp(5000);
-    let mut from_network = vec![0; 2000];
-    for length in [0, 1, 1000, 1472] {
-        guest.send_udp(socket, PEER.parse().unwrap(), &pattern(length, length));
-        let (received, from) = guest.while_waiting(|| server.recv_from(&mut from_network).unwrap());
-        assert_eq!(from_network[..received], pattern(length, length));
-        server.send_to(&pattern(7, length), from).unwrap();
-        assert_eq!(
-            guest.receive_udp(socket),
-            (PEER.parse().unwrap(), pattern(7, length))
-        );
+    for (mtu, to, headers) in [
+        (1280, PEER6, 48),
+        (1500, PEER, 28),
+        (1500, PEER6, 48),
+        (65_520, PEER, 28),
+    ] {
+        let (server, place) = server();
+        let (mut guest, link) = Guest::new(Kind::Messages, mtu.into());
+        let network = UserNetwork {
+            mtu,
+            ..UserNetwork::default()
+        };
+        let _network = run(network, link, [(to, place)]);
+        let peer: SocketAddr = to.parse().unwrap();
+        let socket = guest.udp(5000);
+        let mut from_network = vec![0; 70_000];
+        let largest = usize::from(mtu) - headers;
+        for length in [0, 1, largest - 1, largest] {
+            guest.send_udp(socket, peer, &pattern(length, length));
+            let (received, from) =
+                guest.while_waiting(|| server.recv_from(&mut from_network).unwrap());
+            assert!(from_network[..received] == pattern(length, length));
+            server.send_to(&pattern(7, length), from).unwrap();
+            assert!(guest.receive_udp(socket) == (peer, pattern(7, length)));
+        }
+        // One that the link cannot carry is lost, and nothing else.
+        guest.send_udp(socket, peer, b"again");
+        let (_, from) = guest.while_waiting(|| server.recv_from(&mut from_network).unwrap());
+        let _ = server.send_to(&pattern(0, largest + 1), from);
+        server.send_to(b"small", from).unwrap();
+        assert_eq!(guest.receive_udp(socket).1, b"small");
     }
-    // One that the link cannot carry is lost, and nothing else.
-    guest.send_udp(socket, PEER.parse().unwrap(), b"again");
-    let (_, from) = guest.while_waiting(|| server.recv_from(&mut from_network).unwrap());
-    server.send_to(&pattern(0, 1473), from).unwrap();
-    server.send_to(b"small", from).unwrap();
-    assert_eq!(guest.receive_udp(socket).1, b"small");
 }
 
 #[test]

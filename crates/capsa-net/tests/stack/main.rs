@@ -4,8 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 mod lab;
+mod program;
 
 mod limits;
 mod link;
+mod names;
 mod policy;
+mod segments;
 mod time;
