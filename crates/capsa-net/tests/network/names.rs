@@ -54,9 +54,15 @@ fn answer(question: &Message) -> Message {
 }
 
 pub(crate) fn server() -> Server {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // The port must be free for both; that of a connection of another test may be the one.
+    let (socket, listener) = (0..100)
+        .find_map(|_| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let listener = TcpListener::bind(socket.local_addr().unwrap()).ok()?;
+            Some((socket, listener))
+        })
+        .expect("a port");
     let address = socket.local_addr().unwrap();
-    let listener = TcpListener::bind(address).unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let over_tcp = Arc::new(AtomicUsize::new(0));
     let noted = Arc::clone(&asked);
