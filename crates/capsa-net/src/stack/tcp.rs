@@ -11,12 +11,14 @@
 //! side sends stays with it as long as there is no room. Neither side can make this one hold more than the
 //! buffers.
 
+mod turns;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use slab::Slab;
 use smoltcp::socket::tcp::{RecvError, State};
-use smoltcp::time::{Duration, Instant};
+use smoltcp::time::Instant;
 
 use super::egress::Egress;
 use super::flow::{Ends, Flow};
@@ -30,12 +32,6 @@ const LARGEST_BUFFER: usize = 256 << 10;
 const SMALLEST_BUFFER: usize = MAX_HEAD;
 /// The part of the free memory that a new connection's two buffers take.
 const SHARE: usize = 32;
-
-/// How many segments a connection sends before it is another's turn.
-const TURN: usize = 64;
-
-/// How soon a connection that has had its turn gets another one by itself.
-const SOONEST: Duration = Duration::from_millis(1);
 
 /// The first port of connections to the guest (RFC 6335, 6).
 const FIRST_EPHEMERAL: u16 = 49152;
@@ -486,63 +482,6 @@ impl Table {
         }
     }
 
-    /// The next whose other side has to look.
-    pub(super) fn next_touched(&mut self) -> Option<FlowId> {
-        let id = self.touched.pop_front()?;
-        if let Some(index) = self.index(id) {
-            self.flows[index].touched = false;
-        }
-        Some(id)
-    }
-
-    /// Sends what there is to send, as long as the way to the guest has room.
-    pub(super) fn send(&mut self, egress: &mut Egress, now: Instant) {
-        while let Some(&(at, index)) = self.alarms.first() {
-            if at > now {
-                break;
-            }
-            self.alarms.pop_first();
-            self.flows[index].alarm = None;
-            self.want_turn(index);
-        }
-        while egress.frames.has_room()
-            && let Some(index) = self.due.pop_front()
-        {
-            let entry = &mut self.flows[index];
-            entry.due = false;
-            let Phase::Open(flow) = &mut entry.state else {
-                continue;
-            };
-            let done = flow.send(TURN, egress, now);
-            let state = flow.state();
-            match flow.send_at(now) {
-                None if state == State::Closed => {
-                    self.remove(index);
-                    continue;
-                }
-                None => {}
-                Some(_) if !done => self.want_turn(index),
-                Some(at) if at <= now && !egress.frames.has_room() => self.want_turn(index),
-                // Whatever it waits for, it does not spin.
-                Some(at) => self.set_alarm(index, at.max(now + SOONEST)),
-            }
-            if state == State::TimeWait && !self.flows[index].lingering {
-                self.flows[index].lingering = true;
-                self.lingering.push_back(self.id(index));
-            }
-        }
-    }
-
-    /// When something is to be sent, if nothing comes.
-    pub(super) fn send_at(&self) -> Option<Instant> {
-        self.alarms.first().map(|(at, _)| *at)
-    }
-
-    /// Whether something waits for room on the way to the guest.
-    pub(super) fn is_due(&self) -> bool {
-        !self.due.is_empty()
-    }
-
     fn insert(&mut self, ends: Ends, state: Phase, inspection: Option<Inspection>) -> FlowId {
         self.serial += 1;
         let index = self.flows.insert(Entry {
@@ -622,35 +561,5 @@ impl Table {
             Phase::Open(flow) => Some((index, flow)),
             Phase::Connecting { .. } => None,
         }
-    }
-
-    /// Makes the other side look, and the connection send.
-    fn touch(&mut self, index: usize) {
-        if !self.flows[index].touched {
-            self.flows[index].touched = true;
-            self.touched.push_back(self.id(index));
-        }
-        self.want_turn(index);
-    }
-
-    fn want_turn(&mut self, index: usize) {
-        let entry = &mut self.flows[index];
-        if !entry.due {
-            entry.due = true;
-            self.due.push_back(index);
-        }
-    }
-
-    /// An earlier alarm stays: it finds that there is nothing to do yet. Most are put off by each segment.
-    fn set_alarm(&mut self, index: usize, at: Instant) {
-        let entry = &mut self.flows[index];
-        if let Some(before) = entry.alarm {
-            if before <= at {
-                return;
-            }
-            self.alarms.remove(&(before, index));
-        }
-        entry.alarm = Some(at);
-        self.alarms.insert((at, index));
     }
 }
