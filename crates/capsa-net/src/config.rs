@@ -13,11 +13,13 @@ use crate::policy::{DomainName, NetworkPolicy, PolicyProblem, Protocol};
 #[serde(deny_unknown_fields, default)]
 pub struct UserNetwork {
     /// The guest's IPv4 network: the first address is the gateway's, which resolves names too, the second is
-    /// that of host services, the third the guest's own. At most a /29.
+    /// that of host services, the third the guest's own, unless [`UserNetwork::address`] is. At most a /29.
     pub subnet: Ipv4Net,
     /// The guest's IPv6 network, a /64, where the guest makes its own address; the first and the second
     /// address are as with IPv4. None is no IPv6.
     pub subnet6: Option<Ipv6Net>,
+    /// The guest's IPv4 address, another than the first two of the network. None is the third.
+    pub address: Option<Ipv4Addr>,
     /// The guest's address on the link.
     pub mac: [u8; 6],
     /// The largest packet on the link in bytes, from 1280 to 65520. DHCP and IPv6's router advertisements
@@ -108,6 +110,7 @@ impl Default for UserNetwork {
                 Ipv6Addr::new(0xfd00, 0xca95, 0xa, 0, 0, 0, 0, 0),
                 64,
             )),
+            address: None,
             mac: [0x52, 0x54, 0, 0xca, 0x95, 0xa],
             mtu: 1500,
             host_name: None,
@@ -141,6 +144,9 @@ pub enum ConfigProblem {
     /// Too small for a gateway, the host and the guest, or no network of unicast addresses.
     #[error("the guest's network {0} is smaller than a /29, or not one of unicast addresses")]
     Subnet(Ipv4Net),
+    /// Not one that a guest can have in its network.
+    #[error("the guest's address {0} is not in its network, or somebody else's there")]
+    Address(Ipv4Addr),
     /// No network where a guest can make its own address.
     #[error("the guest's IPv6 network {0} is no /64 of unicast addresses")]
     Subnet6(Ipv6Net),
@@ -171,6 +177,15 @@ impl UserNetwork {
         let subnet = self.subnet.network();
         if self.subnet.prefix_len() > 29 || !unicast(subnet) || !unicast(self.subnet.broadcast()) {
             problems.push(ConfigProblem::Subnet(self.subnet));
+        }
+        if let Some(address) = self.address
+            && (!self.subnet.contains(&address)
+                || address == subnet
+                || address == self.subnet.broadcast()
+                || address == self.gateway()
+                || address == self.host())
+        {
+            problems.push(ConfigProblem::Address(address));
         }
         if let Some(subnet6) = self.subnet6
             && (subnet6.prefix_len() != 64
@@ -215,22 +230,22 @@ impl UserNetwork {
     /// The gateway's address, which resolves names too.
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
-        self.address(1)
+        self.address_at(1)
     }
 
     /// The address of host services.
     #[must_use]
     pub fn host(&self) -> Ipv4Addr {
-        self.address(2)
+        self.address_at(2)
     }
 
     /// The guest's address.
     #[must_use]
     pub fn guest(&self) -> Ipv4Addr {
-        self.address(3)
+        self.address.unwrap_or_else(|| self.address_at(3))
     }
 
-    fn address(&self, number: u32) -> Ipv4Addr {
+    fn address_at(&self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.subnet.network().to_bits() | number)
     }
 
@@ -282,6 +297,7 @@ mod tests {
         let network = UserNetwork {
             subnet: "10.0.0.0/30".parse().unwrap(),
             subnet6: Some("fe80::/64".parse().unwrap()),
+            address: Some(Ipv4Addr::new(10, 0, 0, 1)),
             mac: [1, 0, 0, 0, 0, 0],
             mtu: 1279,
             services: vec![service.clone(), service],
@@ -300,6 +316,7 @@ mod tests {
             network.problems(),
             [
                 ConfigProblem::Subnet(network.subnet),
+                ConfigProblem::Address(Ipv4Addr::new(10, 0, 0, 1)),
                 ConfigProblem::Subnet6(network.subnet6.unwrap()),
                 ConfigProblem::Mac,
                 ConfigProblem::Mtu(1279),

@@ -8,15 +8,17 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet};
 
+use crate::cluster::{Cluster, ClusterMember, Delivered, NetworkCluster};
 use crate::config::{Limits, UserNetwork};
 use crate::dns::{Question, Reply};
 use crate::inspect::{Inspector, MAX_HEAD, Step};
 use crate::policy::{DomainName, NetworkPolicy, Reason, Rule};
-use crate::stack::{ConnectFailure, Given, Stack, Taken, Wish, answer_dhcp};
+use crate::stack::{ConnectFailure, Frames, Given, Stack, Taken, Wish, answer_dhcp};
 
 /// Frames of a hostile guest, each behind its kind and its length in 16 bits. Connections come to be or not as
 /// the bytes have it.
@@ -109,6 +111,48 @@ fn grant(stack: &mut Stack, choice: u8, now: Instant) {
         }
     }
     while stack.next_event().is_some() {}
+}
+
+/// Frames of a hostile member of a cluster, each behind its kind and its length in 16 bits. Whatever the others
+/// get is the sender's own.
+pub fn switch(data: &[u8]) {
+    let members = ["a", "b", "c"].map(|name| ClusterMember::new(name.parse().unwrap()));
+    let empty = NetworkCluster::new("x".parse().unwrap());
+    let cluster = members.into_iter().fold(empty, NetworkCluster::member);
+    let members: Vec<_> = Cluster::new(&cluster).unwrap().members().collect();
+    let mut ports: Vec<_> = members
+        .iter()
+        .map(|member| member.port().unwrap())
+        .collect();
+    let own = members[0].network();
+    let now = Instant::now();
+    let mut rest = data;
+    while let Some(([kind, high, low], behind)) = rest.split_first_chunk::<3>() {
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(behind.len());
+        let (content, behind) = behind.split_at(length);
+        rest = behind;
+        let mut frame = frame(*kind, content);
+        if kind & 0x80 == 0 {
+            frame[6..12].copy_from_slice(&own.mac);
+        }
+        if kind & 0x40 == 0 {
+            frame[..6].copy_from_slice(&members[1].network().mac);
+        }
+        ports[0].switch(&frame, now);
+        for port in &ports[1..] {
+            let mut frames = Frames::default();
+            while port.deliver(&mut frames, Waker::noop()) == Delivered::Some {}
+            while let Some(frame) = frames.first() {
+                assert_eq!(frame[6..12], own.mac);
+                let from = match frame[12..14] {
+                    [8, 0] => &frame[26..30],
+                    _ => &frame[28..32],
+                };
+                assert!(from == own.guest().octets() || from == [0; 4] && frame[13] == 6);
+                frames.pop();
+            }
+        }
+    }
 }
 
 /// A message of a client of DHCP.
@@ -232,6 +276,11 @@ mod tests {
     }
 
     #[test]
+    fn stored_frames_of_members_behave() {
+        replay("net_switch", switch);
+    }
+
+    #[test]
     fn stored_messages_of_dhcp_behave() {
         replay("net_dhcp", dhcp);
     }
@@ -256,6 +305,7 @@ mod tests {
         #[test]
         fn generated_input_behaves(data in prop::collection::vec(any::<u8>(), 0..400)) {
             frames(&data);
+            switch(&data);
             dhcp(&data);
             dns(&data);
             tls(&data);

@@ -1,4 +1,4 @@
-//! A user-space network for one guest: Ethernet frames on one side, the host's sockets on the other, and a
+//! A user-space network for a guest: Ethernet frames on one side, the host's sockets on the other, and a
 //! policy between them. No privileges, no interface of the host's, no configuration of its network.
 //!
 //! ```text
@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A [`Network`] is made from a [`UserNetwork`], which is plain data, and [run](Network::run) on a [`Link`].
-//! Every decision is an [`Event`].
+//! Every decision is an [`Event`]. A [`Cluster`] joins several guests with a switch; each is a [`Member`] with a
+//! network of its own.
 //!
 //! # What a policy does not stop
 //!
@@ -27,11 +28,12 @@
 //!
 //! # What is not carried
 //!
-//! IP packets in parts, multicast, protocols other than TCP and UDP, echoes beyond the gateway. Where there is
-//! somebody to tell, the guest is told.
+//! Out of a guest's own network: IP packets in parts, multicast, protocols other than TCP and UDP, echoes beyond
+//! the gateway. Where there is somebody to tell, the guest is told.
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod config;
 mod dns;
 mod driver;
@@ -44,6 +46,7 @@ mod names;
 pub mod policy;
 pub mod stack;
 
+pub use cluster::{Cluster, ClusterMember, ClusterProblem, MAX_MEMBERS, Member, NetworkCluster};
 pub use config::{
     ConfigProblem, HOST_NAME, HostService, Limits, PortForward, Resolvers, UserNetwork,
 };

@@ -26,7 +26,7 @@ mod udp;
 mod wish;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
@@ -37,9 +37,10 @@ use smoltcp::wire::{
 
 use crate::config::{ConfigProblem, HostService, UserNetwork};
 use crate::event::{Event, Limit};
-use crate::policy::{Decision, Filter, Protocol, Reason};
+use crate::policy::{Decision, DomainName, Filter, Protocol, Reason};
 
 use addresses::Addresses;
+pub(crate) use egress::GATEWAY_MAC;
 use egress::{Egress, Unreachable};
 use events::Events;
 use flow::{Ends, Refuser};
@@ -106,6 +107,11 @@ impl Stack {
             events: Events::default(),
             seed,
         })
+    }
+
+    /// Lets `name` have `address`, whatever resolvers say.
+    pub fn add_name(&mut self, name: DomainName, address: IpAddr) {
+        self.resolver.add_name(name, address);
     }
 
     /// Takes a frame of the guest.

@@ -1,10 +1,11 @@
 //! A guest: smoltcp as a client, behind a link.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use capsa_net::UserNetwork;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -14,8 +15,6 @@ use smoltcp::wire::{EthernetAddress, IpCidr, IpEndpoint};
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-const MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0xca, 0x95, 0xa]);
 
 /// How frames pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +42,16 @@ struct Cable {
 
 impl Guest {
     /// A guest with its usual addresses, and the network's end of the link.
-    pub(crate) fn new(kind: Kind, mtu: usize) -> (Self, OwnedFd) {
+    pub(crate) fn new(kind: Kind, mtu: u16) -> (Self, OwnedFd) {
+        let network = UserNetwork {
+            mtu,
+            ..UserNetwork::default()
+        };
+        Self::on(&network, kind)
+    }
+
+    /// A guest with the addresses that a network has for it.
+    pub(crate) fn on(network: &UserNetwork, kind: Kind) -> (Self, OwnedFd) {
         let socket_type = match kind {
             Kind::Stream => SocketType::STREAM,
             Kind::Messages => SocketType::SEQPACKET,
@@ -54,22 +62,20 @@ impl Guest {
             socket: own,
             kind,
             input: Vec::new(),
-            mtu,
+            mtu: network.mtu.into(),
         };
         let start = Instant::now();
-        let mut config = Config::new(MAC.into());
+        let mut config = Config::new(EthernetAddress(network.mac).into());
         config.random_seed = 7;
         let mut interface = Interface::new(config, &mut cable, smoltcp::time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            let v4 = IpCidr::new(Ipv4Addr::new(10, 0, 2, 3).into(), 24);
+            let v4 = IpCidr::new(network.guest().into(), network.subnet.prefix_len());
             let v6 = IpCidr::new(Ipv6Addr::new(0xfd00, 0xca95, 0xa, 0, 0, 0, 0, 9).into(), 64);
             addresses.push(v4).unwrap();
             addresses.push(v6).unwrap();
         });
         let routes = interface.routes_mut();
-        routes
-            .add_default_ipv4_route(Ipv4Addr::new(10, 0, 2, 1))
-            .unwrap();
+        routes.add_default_ipv4_route(network.gateway()).unwrap();
         let gateway = "fd00:ca95:a::1".parse().unwrap();
         routes.add_default_ipv6_route(gateway).unwrap();
         let guest = Self {
@@ -114,6 +120,11 @@ impl Guest {
             i64::try_from(self.start.elapsed().as_micros()).unwrap(),
         );
         self.interface.poll(now, &mut self.cable, &mut self.sockets);
+    }
+
+    /// Puts a frame on the link.
+    pub(crate) fn send_frame(&self, frame: &[u8]) {
+        self.cable.send(frame);
     }
 
     /// Waits for a frame, or for some milliseconds: what the interface wants to send again.

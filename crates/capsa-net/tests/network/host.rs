@@ -31,9 +31,13 @@ pub(crate) fn run(
 
 /// Runs a network on `link` whose sockets are made by `dialer`.
 pub(crate) fn run_with(network: UserNetwork, link: OwnedFd, dialer: Dialer) -> Running {
+    run_network(Network::new(network).unwrap(), link, dialer)
+}
+
+/// The same for a network that is made.
+pub(crate) fn run_network(network: Network, link: OwnedFd, dialer: Dialer) -> Running {
     let (sender, events) = mpsc::channel(4096);
-    let network = Network::new(network).unwrap().with_dialer(dialer);
-    let network = network.with_events(sender);
+    let network = network.with_dialer(dialer).with_events(sender);
     let listening = network.listening().unwrap();
     let (stop, stopped) = oneshot::channel();
     let thread = thread::spawn(move || {

@@ -6,6 +6,7 @@
 mod guest;
 mod host;
 
+mod cluster;
 mod forwards;
 mod names;
 mod requests;

@@ -46,7 +46,7 @@ fn both_ways(kind: Kind, mtu: u16, to: &'static str, size: usize) {
             stream.write_all(&pattern(place, 1 << 20)).unwrap();
         }
     });
-    let (mut guest, link) = Guest::new(kind, mtu.into());
+    let (mut guest, link) = Guest::new(kind, mtu);
     let _network = run(network(mtu), link, [(to, server)]);
     let connection = guest.connect(address(to));
     for place in (0..size).step_by(1 << 20) {

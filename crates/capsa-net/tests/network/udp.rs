@@ -29,7 +29,7 @@ fn datagrams_pass_both_ways_up_to_the_links_limit() {
         (65_520, PEER, 28),
     ] {
         let (server, place) = server();
-        let (mut guest, link) = Guest::new(Kind::Messages, mtu.into());
+        let (mut guest, link) = Guest::new(Kind::Messages, mtu);
         let network = UserNetwork {
             mtu,
             ..UserNetwork::default()

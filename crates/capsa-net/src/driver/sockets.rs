@@ -1,0 +1,241 @@
+//! What passes between the stack and the sockets of flows, peers and forwards.
+
+use std::io;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustix::net::Shutdown;
+use rustix::net::sockopt::set_socket_linger;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::task::Driver;
+use super::wake::Source;
+use crate::stack::{ConnectFailure, FlowId, Given, PeerId, Stack, Taken};
+
+/// How many times in a row one socket is read or written before it is another's turn.
+const TURN: usize = 16;
+
+/// A flow's socket.
+pub(super) struct Connection {
+    stream: TcpStream,
+    waker: Waker,
+    /// The guest has sent all, and the socket has it.
+    sent: bool,
+    /// The socket has given all, and the guest's side of the stack has it.
+    received: bool,
+}
+
+pub(super) struct Peer {
+    pub(super) socket: UdpSocket,
+    pub(super) waker: Waker,
+}
+
+pub(super) enum Forward {
+    Tcp(TcpListener, u16),
+    Udp(UdpSocket, u16),
+}
+
+impl Driver {
+    /// Has a connection's socket from now on.
+    pub(super) fn add_connection(&mut self, flow: FlowId, stream: TcpStream) {
+        let connection = Connection {
+            stream,
+            waker: self.ready.waker(Source::Flow(flow)),
+            sent: false,
+            received: false,
+        };
+        self.connections.insert(flow, connection);
+        self.ready.push(Source::Flow(flow));
+    }
+
+    /// Serves the sockets that are ready, and those of the connections where something has changed. Returns
+    /// whether there were any.
+    pub(super) fn serve_sockets(&mut self, now: Instant) -> bool {
+        let mut some = false;
+        for source in self.ready.take() {
+            some = true;
+            match source {
+                Source::Flow(flow) => self.serve_connection(flow),
+                Source::Peer(peer) => self.serve_peer(peer, now),
+                Source::Forward(place) => self.serve_forward(place, now),
+            }
+        }
+        while let Some(flow) = self.stack.next_touched(now) {
+            some = true;
+            self.serve_connection(flow);
+        }
+        some
+    }
+
+    /// Moves bytes between a connection and its socket.
+    fn serve_connection(&mut self, flow: FlowId) {
+        let Some(connection) = self.connections.get_mut(&flow) else {
+            return;
+        };
+        let end = match connection.send(&mut self.stack, flow) {
+            Moved::On => connection.receive(&mut self.stack, flow),
+            end => end,
+        };
+        match end {
+            Moved::On => {}
+            Moved::TurnOver => self.ready.push(Source::Flow(flow)),
+            Moved::Broken => {
+                self.stack.abort(flow);
+                self.reset(flow);
+                return;
+            }
+            Moved::Gone => {
+                self.reset(flow);
+                return;
+            }
+        }
+        if connection.sent && connection.received {
+            self.connections.remove(&flow);
+        }
+    }
+
+    /// Closes a socket so that its other end learns that the connection was cut.
+    fn reset(&mut self, flow: FlowId) {
+        if let Some(connection) = self.connections.remove(&flow) {
+            // Without it the socket is closed as usual.
+            let _ = set_socket_linger(&connection.stream, Some(Duration::ZERO));
+        }
+    }
+
+    fn serve_peer(&mut self, id: PeerId, now: Instant) {
+        for _ in 0..TURN {
+            let Some(peer) = self.peers.get(&id) else {
+                return;
+            };
+            match peer.socket.try_recv(&mut self.datagram) {
+                Ok(length) => self.stack.receive_udp(id, &self.datagram[..length], now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut context = Context::from_waker(&peer.waker);
+                    if peer.socket.poll_recv_ready(&mut context).is_pending() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.stack.udp_failed(id, ConnectFailure::Refused);
+                    return;
+                }
+                Err(_) => {
+                    self.stack.udp_failed(id, ConnectFailure::Unreachable);
+                    return;
+                }
+            }
+        }
+        self.ready.push(Source::Peer(id));
+    }
+
+    fn serve_forward(&mut self, place: usize, now: Instant) {
+        for _ in 0..TURN {
+            let (forward, waker) = &self.forwards[place];
+            let mut context = Context::from_waker(waker);
+            match forward {
+                Forward::Tcp(listener, port) => match listener.poll_accept(&mut context) {
+                    Poll::Pending => return,
+                    Poll::Ready(Ok((stream, _))) => {
+                        let _ = stream.set_nodelay(true);
+                        match self.stack.connect(*port, now) {
+                            Some(flow) => self.add_connection(flow, stream),
+                            None => {
+                                let _ = set_socket_linger(&stream, Some(Duration::ZERO));
+                            }
+                        }
+                    }
+                    // The connection is gone before it was accepted, or the host is short of something; the
+                    // next is accepted when there is one.
+                    Poll::Ready(Err(_)) => {}
+                },
+                Forward::Udp(socket, port) => {
+                    match socket.try_recv_from(&mut self.datagram) {
+                        Ok((length, from)) => {
+                            let datagram = &self.datagram[..length];
+                            self.stack
+                                .receive_forwarded(place, from, *port, datagram, now);
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            if socket.poll_recv_ready(&mut context).is_pending() {
+                                return;
+                            }
+                        }
+                        // Somebody did not take an answer.
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+        self.ready.push(Source::Forward(place));
+    }
+}
+
+/// How far bytes were moved.
+enum Moved {
+    /// As far as there are any, and room for them.
+    On,
+    /// There are more, but it is another's turn.
+    TurnOver,
+    /// The socket is broken.
+    Broken,
+    /// The guest has reset the connection, or was not let on.
+    Gone,
+}
+
+impl Connection {
+    /// Moves bytes of the guest to the socket.
+    fn send(&mut self, stack: &mut Stack, flow: FlowId) -> Moved {
+        let mut context = Context::from_waker(&self.waker);
+        if self.sent {
+            return Moved::On;
+        }
+        for _ in 0..TURN {
+            match stack.take(flow, |bytes| self.stream.try_write(bytes)) {
+                Ok(Taken::Bytes(_)) => {}
+                Ok(Taken::Nothing) => return Moved::On,
+                Ok(Taken::Finished) => {
+                    self.sent = true;
+                    return match rustix::net::shutdown(&self.stream, Shutdown::Write) {
+                        Ok(()) => Moved::On,
+                        Err(_) => Moved::Broken,
+                    };
+                }
+                Ok(Taken::Gone) => return Moved::Gone,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.stream.poll_write_ready(&mut context).is_pending() {
+                        return Moved::On;
+                    }
+                }
+                Err(_) => return Moved::Broken,
+            }
+        }
+        Moved::TurnOver
+    }
+
+    /// Moves bytes of the socket to the guest.
+    fn receive(&mut self, stack: &mut Stack, flow: FlowId) -> Moved {
+        let mut context = Context::from_waker(&self.waker);
+        if self.received {
+            return Moved::On;
+        }
+        for _ in 0..TURN {
+            match stack.give(flow, |room| self.stream.try_read(room)) {
+                Ok(Given::Bytes(0)) => {
+                    self.received = true;
+                    stack.finish(flow);
+                    return Moved::On;
+                }
+                Ok(Given::Bytes(_)) => {}
+                Ok(Given::NoRoom) => return Moved::On,
+                Ok(Given::Gone) => return Moved::Gone,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.stream.poll_read_ready(&mut context).is_pending() {
+                        return Moved::On;
+                    }
+                }
+                Err(_) => return Moved::Broken,
+            }
+        }
+        Moved::TurnOver
+    }
+}
