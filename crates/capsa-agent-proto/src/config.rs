@@ -4,6 +4,8 @@
 //! is older than the host can say so; the rest is postcard. It travels in the initramfs and not on
 //! the kernel's command line, which every process of the guest can read.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 
 use crate::frame;
@@ -16,7 +18,7 @@ pub const PATH: &str = "/capsa/config";
 pub const MAGIC: [u8; 8] = *b"capsacfg";
 
 /// The format that this crate reads and writes.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 
 /// The most bytes that a guest reads: some thousand shares.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -34,6 +36,8 @@ pub struct Config {
     pub root: Root,
     /// The folders and files to mount, in this order: a share may lie below an earlier one.
     pub shares: Vec<Share>,
+    /// The network card; none is no network.
+    pub network: Option<Network>,
 }
 
 /// Where the channel is.
@@ -101,6 +105,28 @@ pub struct Share {
     /// For the share of a single file: its name in the folder behind the tag. Only the file appears
     /// in the guest, at `guest_path`.
     pub file: Option<Vec<u8>>,
+}
+
+/// What the guest has on the link of its network card. Its gateway resolves names too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The largest packet in bytes.
+    pub mtu: u16,
+    /// IPv4.
+    pub v4: Addresses<Ipv4Addr>,
+    /// IPv6, where there is any.
+    pub v6: Option<Addresses<Ipv6Addr>>,
+}
+
+/// A guest's place in a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses<A> {
+    /// The guest's address.
+    pub guest: A,
+    /// How many bits of it are the network's.
+    pub prefix: u8,
+    /// The way to everywhere else.
+    pub gateway: A,
 }
 
 /// Why a config cannot be used.
@@ -184,6 +210,15 @@ mod tests {
                 read_only: true,
                 file: Some(vec![0xff]),
             }],
+            network: Some(Network {
+                mtu: 1500,
+                v4: Addresses {
+                    guest: Ipv4Addr::new(10, 0, 2, 3),
+                    prefix: 24,
+                    gateway: Ipv4Addr::new(10, 0, 2, 1),
+                },
+                v6: None,
+            }),
         }
     }
 

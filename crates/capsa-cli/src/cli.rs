@@ -300,7 +300,8 @@ pub(crate) struct MachineArgs {
     )]
     pub(crate) shares: Vec<SharedDir>,
 
-    /// How the guest reaches a network [default: none]
+    /// How the guest reaches a network; nat is public addresses only
+    /// [default: nat for run, none for exec]
     #[arg(long = "net", alias = "network", value_name = "MODE")]
     pub(crate) network: Option<NetworkSetting>,
 

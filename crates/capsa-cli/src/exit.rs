@@ -83,6 +83,7 @@ impl Exit {
             Error::StartFailed { cause, .. } => match cause.as_ref() {
                 StartFailure::Spawn { .. }
                 | StartFailure::DiskBusy { .. }
+                | StartFailure::Listen { .. }
                 | StartFailure::Host { .. } => Self::ENVIRONMENT,
                 StartFailure::Other(error) => Self::of_error(error),
                 _ => Self::VM_FAILED,

@@ -271,7 +271,7 @@ impl Settings {
         let builder = with(builder, self.cpus, VmBuilder::cpus);
         let builder = with(builder, self.memory_mb, VmBuilder::memory_mb);
         let builder = with(builder, self.timeout, VmBuilder::timeout);
-        let builder = with(builder, self.network.map(Into::into), VmBuilder::network);
+        let builder = with(builder, self.network, VmBuilder::network);
         let builder = with(builder, self.isolation, VmBuilder::require_isolation);
         with(builder, self.name, VmBuilder::name)
     }

@@ -208,6 +208,11 @@ pub trait HypervisorBackend: Send + Sync {
     /// What the backend can do, given what its probe found.
     fn capabilities(&self, info: &BackendInfo) -> BackendCapabilities;
 
+    /// How a machine's network card passes frames on.
+    fn frames(&self) -> FrameSocket {
+        FrameSocket::Stream
+    }
+
     /// Starts the machine. When this returns, the guest executes. Dropping the future before that
     /// leaves nothing behind.
     async fn start(
@@ -228,6 +233,19 @@ pub struct Attachments {
     pub initrd: Option<File>,
     /// The machine's end of the channel to the agent in the guest.
     pub agent: Option<UnixStream>,
+    /// The machine's end of the link to its network: a socket of the kind that
+    /// [`HypervisorBackend::frames`] says.
+    pub network: Option<OwnedFd>,
+}
+
+/// How Ethernet frames pass on a socket.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameSocket {
+    /// A stream, on which each stands behind its length in 32 bits, big-endian.
+    Stream,
+    /// A seqpacket socket, on which each is a message.
+    Messages,
 }
 
 /// The virtio-serial port that is the channel to the guest's agent, on backends without a vsock of

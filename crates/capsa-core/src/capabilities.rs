@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use crate::cmdline::KernelCmdline;
 use crate::disk::ImageFormat;
-use crate::resources::{GuestOs, Isolation, NetworkMode};
+use crate::network::NetworkKind;
+use crate::resources::{GuestOs, Isolation};
 
 /// What a backend can do on this machine. Every claim is run by the conformance tests.
 #[derive(Debug, Clone, Serialize)]
@@ -17,7 +18,7 @@ pub struct BackendCapabilities {
     /// Disk image formats.
     pub image_formats: Vec<ImageFormat>,
     /// Networks.
-    pub network_modes: Vec<NetworkMode>,
+    pub network_modes: Vec<NetworkKind>,
     /// virtio-fs shares.
     pub virtio_fs: bool,
     /// 9p shares.
@@ -60,7 +61,7 @@ impl BackendCapabilities {
             guest_os: vec![GuestOs::Linux],
             boot_methods: vec![BootMethod::LinuxDirect],
             image_formats: vec![ImageFormat::Raw],
-            network_modes: vec![NetworkMode::None],
+            network_modes: vec![NetworkKind::None],
             virtio_fs: false,
             virtio_9p: false,
             vsock: false,

@@ -356,6 +356,9 @@ impl Error {
                 StartFailure::DiskBusy { .. } => {
                     "stop the other virtual machine, or use the disk read-only or ephemeral in both"
                 }
+                StartFailure::Listen { .. } => {
+                    "choose another address or port; port 0 takes a free one"
+                }
                 StartFailure::Other(error) => return error.hint(),
                 _ => return None,
             },
@@ -387,6 +390,10 @@ impl Error {
                 StartFailure::DiskBusy { .. } => true,
                 StartFailure::Spawn { source, .. } | StartFailure::Host { source, .. } => {
                     is_transient(source)
+                }
+                // A program that is just ending may have the port, as it may a disk.
+                StartFailure::Listen { source, .. } => {
+                    source.kind() == std::io::ErrorKind::AddrInUse
                 }
                 StartFailure::Other(error) => error.retryable(),
                 _ => false,

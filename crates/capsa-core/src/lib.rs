@@ -15,6 +15,7 @@ pub mod disk;
 pub mod error;
 pub mod escape;
 pub mod kit;
+pub mod network;
 pub mod problem;
 pub mod resources;
 pub mod root;

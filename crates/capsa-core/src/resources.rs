@@ -1,4 +1,4 @@
-//! What a VM gets of the host besides disks and shares: vCPUs, memory, network, console, limits.
+//! What a VM gets of the host besides disks, shares and a network: vCPUs, memory, console, limits.
 
 use std::fmt;
 
@@ -33,28 +33,6 @@ impl Default for ResourceConfig {
             cpus: 1,
             memory_mb: 512,
         }
-    }
-}
-
-/// How the guest reaches a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum NetworkMode {
-    /// No network device at all.
-    #[default]
-    None,
-    /// The guest reaches the internet through the host's address. No backend offers it yet: what
-    /// the monitors bring themselves opens the host's loopback to the guest.
-    Nat,
-}
-
-impl fmt::Display for NetworkMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Nat => "nat",
-        })
     }
 }
 

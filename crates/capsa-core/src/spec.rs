@@ -12,7 +12,8 @@ use crate::boot::{LinuxBoot, UefiBootConfig};
 use crate::capabilities::BootMethod;
 use crate::cmdline::KernelCmdline;
 use crate::disk::{DiskImage, ResolvedDisk};
-use crate::resources::{ConsoleMode, Isolation, NetworkMode, ResourceConfig, ResourceLimits};
+use crate::network::{NetworkMode, UserNetwork};
+use crate::resources::{ConsoleMode, Isolation, ResourceConfig, ResourceLimits};
 use crate::root::SandboxRoot;
 use crate::share::{Share, SharedDir};
 use crate::vsock::VsockConfig;
@@ -59,8 +60,8 @@ pub struct VmSpec {
     pub resources: ResourceConfig,
     /// Shared folders; the root of a sandbox before all others.
     pub shares: Vec<Share>,
-    /// The network.
-    pub network: NetworkMode,
+    /// The network; none is no network device.
+    pub network: Option<UserNetwork>,
     /// Sockets between host and guest.
     pub vsock: Option<VsockConfig>,
 }

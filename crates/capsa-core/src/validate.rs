@@ -9,8 +9,9 @@ use std::ops::RangeInclusive;
 
 use crate::backend::BackendInfo;
 use crate::capabilities::{BackendCapabilities, BootMethod};
+use crate::network::NetworkMode;
 use crate::problem::ConfigProblem;
-use crate::resources::{Isolation, NetworkMode, ResourceLimits};
+use crate::resources::{Isolation, ResourceLimits};
 use crate::root::{Changes, RootSource, SandboxRoot};
 use crate::share::{MAX_TAG_BYTES, ShareMechanism, SharedDir};
 use crate::spec::{BootRequest, VmOptions};
@@ -79,18 +80,15 @@ pub fn validate(
         ));
     }
 
-    if !capabilities.network_modes.contains(&options.network) {
-        let problem = ConfigProblem::unsupported(
-            "network",
-            format!("the {backend} backend has no {} network", options.network),
-        );
-        report(match options.network {
-            NetworkMode::Nat => problem.hint(
-                "leave the network out: QEMU's own NAT would open the host's loopback to the \
-                 guest, so Capsa does not offer it",
-            ),
-            NetworkMode::None => problem,
-        });
+    let network = options.network.kind();
+    if !capabilities.network_modes.contains(&network) {
+        let message = format!("the {backend} backend has no {network} network");
+        report(ConfigProblem::unsupported("network", message).hint("leave the network out"));
+    }
+    if let NetworkMode::User(network) = &options.network {
+        for problem in network.problems() {
+            report(ConfigProblem::value("network", problem.to_string()));
+        }
     }
     let vsock = options.vsock.as_ref();
     if let Some(problem) = vsock.and_then(|vsock| vsock_problem(vsock, capabilities, info)) {
@@ -331,6 +329,7 @@ mod tests {
     use crate::backend::{Accelerator, BackendKind};
     use crate::boot::LinuxBoot;
     use crate::disk::{DiskImage, ImageFormat};
+    use crate::network::UserNetwork;
     use crate::share::{MountMode, Virtio9pConfig};
 
     fn problems(change: impl FnOnce(&mut VmOptions, &mut BackendCapabilities)) -> Vec<String> {
@@ -368,7 +367,12 @@ mod tests {
         let found = problems(|options, _| {
             options.resources.cpus = 0;
             options.resources.memory_mb = 5000;
-            options.network = NetworkMode::Nat;
+            let network = UserNetwork {
+                mtu: 1,
+                mac: [1; 6],
+                ..UserNetwork::default()
+            };
+            options.network = network.into();
             options.limits.cpu_quota = Some(50);
             options.isolation = Some(Isolation::Hardware);
             options.disks = vec![DiskImage::with_format("d", ImageFormat::Qcow2)];
@@ -390,6 +394,8 @@ mod tests {
                 "{field} is missing in {found:?}"
             );
         }
+        let networks = found.iter().filter(|p| p.starts_with("network: "));
+        assert_eq!(networks.count(), 3, "{found:?}");
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub struct UserNetwork {
     /// The guest's IPv4 network: the first address is the gateway's, which resolves names too, the second is
     /// that of host services, the third the guest's own, unless [`UserNetwork::address`] is. At most a /29.
     pub subnet: Ipv4Net,
-    /// The guest's IPv6 network, a /64, where the guest makes its own address; the first and the second
-    /// address are as with IPv4. None is no IPv6.
+    /// The guest's IPv6 network, a /64; the first and the second address are as with IPv4. A guest may have
+    /// any other: a sandbox has the third, others make their own. None is no IPv6.
     pub subnet6: Option<Ipv6Net>,
     /// The guest's IPv4 address, another than the first two of the network. None is the third.
     pub address: Option<Ipv4Addr>,
@@ -171,8 +171,9 @@ pub enum ConfigProblem {
 }
 
 impl UserNetwork {
-    /// Everything that is wrong with it besides its policy.
-    pub(crate) fn problems(&self) -> Vec<ConfigProblem> {
+    /// Everything that is wrong with it. Looks at nothing but itself.
+    #[must_use]
+    pub fn problems(&self) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         let subnet = self.subnet.network();
         if self.subnet.prefix_len() > 29 || !unicast(subnet) || !unicast(self.subnet.broadcast()) {
@@ -224,6 +225,7 @@ impl UserNetwork {
                 problems.push(ConfigProblem::Limit(name));
             }
         }
+        problems.extend(self.policy.problems().into_iter().map(ConfigProblem::from));
         problems
     }
 
@@ -259,6 +261,12 @@ impl UserNetwork {
     #[must_use]
     pub fn host6(&self) -> Option<Ipv6Addr> {
         self.address6(2)
+    }
+
+    /// The guest's IPv6 address, where it does not make one of its own.
+    #[must_use]
+    pub fn guest6(&self) -> Option<Ipv6Addr> {
+        self.address6(3)
     }
 
     fn address6(&self, number: u128) -> Option<Ipv6Addr> {

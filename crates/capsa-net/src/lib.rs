@@ -14,7 +14,7 @@
 //!
 //! A [`Network`] is made from a [`UserNetwork`], which is plain data, and [run](Network::run) on a [`Link`].
 //! Every decision is an [`Event`]. A [`Cluster`] joins several guests with a switch; each is a [`Member`] with a
-//! network of its own.
+//! network of its own. Without the feature `driver` there is only the plain data of one guest's network.
 //!
 //! # What a policy does not stop
 //!
@@ -33,25 +33,34 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "driver")]
 mod cluster;
 mod config;
+#[cfg(feature = "driver")]
 mod dns;
+#[cfg(feature = "driver")]
 mod driver;
 mod event;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(all(test, feature = "driver"), feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+#[cfg(feature = "driver")]
 mod inspect;
+#[cfg(feature = "driver")]
 mod names;
 pub mod policy;
+#[cfg(feature = "driver")]
 pub mod stack;
 
+#[cfg(feature = "driver")]
 pub use cluster::{Cluster, ClusterMember, ClusterProblem, MAX_MEMBERS, Member, NetworkCluster};
 pub use config::{
     ConfigProblem, HOST_NAME, HostService, Limits, PortForward, Resolvers, UserNetwork,
 };
+#[cfg(feature = "driver")]
 pub use dns::Lookup;
 #[cfg(feature = "test-utils")]
 pub use driver::Dialer;
+#[cfg(feature = "driver")]
 pub use driver::{Link, LinkError, Network, NetworkError};
 pub use event::{Event, Limit};

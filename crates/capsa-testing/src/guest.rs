@@ -26,7 +26,8 @@ pub fn output(amount: usize) -> usize {
     amount / divisor.map_or(1, |text| text.parse().expect("a divisor"))
 }
 
-/// A builder for the guest kit on a backend, with a console.
+/// A builder for the guest kit on a backend, with a console, and without a network, whose driver takes a
+/// guest's time.
 pub fn kit_vm(backend: BackendChoice) -> LinuxVmBuilder {
     kit_vm_with(backend, &images::kit().initramfs)
 }
@@ -38,6 +39,7 @@ pub fn kit_vm_with(backend: BackendChoice, initramfs: &Path) -> LinuxVmBuilder {
     Capsa::with_backend(backend)
         .vm(LinuxBoot::new(&kit.kernel).initrd(initramfs))
         .memory_mb(256)
+        .no_network()
         .cmdline_args(more.split_whitespace())
         .console_enabled()
 }

@@ -11,3 +11,4 @@ pub mod guest;
 pub mod images;
 pub mod processes;
 pub mod sequences;
+pub mod servers;

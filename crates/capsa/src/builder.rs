@@ -8,7 +8,8 @@ use capsa_core::boot::{LinuxBoot, LinuxDirectBootConfig, UefiBootConfig};
 use capsa_core::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_core::disk::DiskImage;
 use capsa_core::error::{Error, Result};
-use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
+use capsa_core::network::NetworkMode;
+use capsa_core::resources::{ConsoleMode, Isolation, ResourceLimits};
 use capsa_core::root::SandboxRoot;
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::spec::{BootRequest, VmOptions};
@@ -94,7 +95,10 @@ impl<B> VmBuilder<B> {
         Self {
             boot,
             backend: BackendChoice::Auto,
-            options: VmOptions::default(),
+            options: VmOptions {
+                network: NetworkMode::Nat,
+                ..VmOptions::default()
+            },
             retry: RetryPolicy::default(),
         }
     }
@@ -157,9 +161,12 @@ impl<B> VmBuilder<B> {
         self
     }
 
-    /// How the guest reaches a network; [`NetworkMode::None`] by default.
-    pub fn network(mut self, mode: NetworkMode) -> Self {
-        self.options.network = mode;
+    /// How the guest reaches a network; [`NetworkMode::Nat`] by default. A
+    /// [`UserNetwork`](crate::UserNetwork) says what it may reach, and which ports of the host lead to it.
+    ///
+    /// The guest has a network card, and gets its address by DHCP and by router advertisements.
+    pub fn network(mut self, mode: impl Into<NetworkMode>) -> Self {
+        self.options.network = mode.into();
         self
     }
 

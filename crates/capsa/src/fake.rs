@@ -7,6 +7,7 @@
 //! are the real ones.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 
 use async_trait::async_trait;
@@ -18,12 +19,13 @@ use capsa_core::capabilities::BackendCapabilities;
 use capsa_core::error::{
     BackendRefusal, Error, HypervisorFailure, ProcessExit, Result, StartFailure,
 };
+use capsa_core::network::NetworkKind;
 use capsa_core::resources::Isolation;
 use capsa_core::spec::VmSpec;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 
-use crate::{LinuxVmBuilder, Sandbox};
+use crate::{LinuxVmBuilder, Sandbox, VmHandle};
 
 /// Bytes that `build` takes for a Linux kernel (the header of Documentation/arch/x86/boot.rst,
 /// protocol 2.15, and one sector of nothing): write them to a file.
@@ -52,6 +54,12 @@ pub async fn sandbox(vm: LinuxVmBuilder, agent: UnixStream, token: [u8; 32]) -> 
     Sandbox::with_agent(vm, agent, token).await
 }
 
+/// Puts servers of a test in the place of other addresses: what the network of this VM, which was not
+/// started yet, is to connect to the first address of a pair goes to the second. No other address answers.
+pub fn put_servers(vm: &VmHandle, places: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) {
+    vm.set_dialer(capsa_net::Dialer::to_places(places));
+}
+
 /// The backend. `Auto` never takes it.
 pub(crate) struct FakeBackend;
 
@@ -73,6 +81,7 @@ impl HypervisorBackend for FakeBackend {
 
     fn capabilities(&self, _info: &BackendInfo) -> BackendCapabilities {
         let mut capabilities = BackendCapabilities::minimal(Isolation::Emulation);
+        capabilities.network_modes = NetworkKind::ALL.to_vec();
         capabilities.pause = true;
         capabilities.max_cpus = 8;
         capabilities.max_devices = 8;

@@ -36,6 +36,8 @@ pub mod blocking;
 #[doc(hidden)]
 pub use inspect::fuzz as image_fuzz;
 
+pub mod network;
+
 mod backend;
 mod builder;
 mod doctor;
@@ -62,6 +64,7 @@ pub use backend::{BackendStatus, backends};
 pub use builder::{LinuxVmBuilder, UefiVmBuilder, VmBuilder, VmConfig};
 pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use doctor::{Finding, Report, Requirement, doctor};
+pub use network::{NetworkEvents, UserNetwork};
 pub use sandbox::{
     CopyFrom, CopyLimits, CopyProgress, CopySummary, CopyTo, DirEntry, Exec, ExecOutput,
     ExecStatus, FileKind, FileMetadata, FileReader, FileWriter, PreparedSandbox, Process,
@@ -81,10 +84,9 @@ pub use capsa_core::error::{
 };
 pub use capsa_core::escape;
 pub use capsa_core::kit::KitFailure;
+pub use capsa_core::network::{NetworkKind, NetworkMode};
 pub use capsa_core::problem::{ConfigProblem, ProblemKind};
-pub use capsa_core::resources::{
-    ConsoleMode, GuestOs, Isolation, NetworkMode, ResourceConfig, ResourceLimits,
-};
+pub use capsa_core::resources::{ConsoleMode, GuestOs, Isolation, ResourceConfig, ResourceLimits};
 pub use capsa_core::root::{Changes, SandboxRoot};
 pub use capsa_core::share::{
     MountMode, Share, ShareKind, ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsCache,

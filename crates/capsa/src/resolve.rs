@@ -137,7 +137,7 @@ pub(crate) fn resolve(
                 disks,
                 resources: options.resources,
                 shares,
-                network: options.network,
+                network: options.network.into_network(),
                 vsock,
             };
             Ok((spec, candidate.backend))

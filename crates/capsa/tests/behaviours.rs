@@ -5,6 +5,7 @@ capsa_testing::behaviours!(
     vm_qemu,
     capsa::BackendChoice::Qemu,
     most_cpus,
+    network,
     shares,
     shares_9p,
     uefi,
@@ -19,6 +20,7 @@ capsa_testing::behaviours!(
 capsa_testing::behaviours!(
     vm_qemu_kvm,
     capsa::BackendChoice::Qemu,
+    network,
     shares,
     shares_9p_elsewhere,
     uefi_elsewhere,
@@ -27,6 +29,7 @@ capsa_testing::behaviours!(
 capsa_testing::behaviours!(
     vm_kvm,
     capsa::BackendChoice::Kvm,
+    network,
     shares,
     vsock,
     machine,

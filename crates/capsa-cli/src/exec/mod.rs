@@ -281,7 +281,7 @@ fn builder(args: &MachineArgs) -> SandboxBuilder {
         builder = builder.timeout(limit);
     }
     if let Some(network) = args.network {
-        builder = builder.network(network.into());
+        builder = builder.network(network);
     }
     if let Some(backend) = args.backend {
         builder = builder.backend(backend);

@@ -123,7 +123,6 @@ fn what_contradicts_itself_ends_with_2() {
             "",
             "1048576 MiB",
         ),
-        (&["run", "--kernel", "k", "--net", "nat"], "", "network"),
         (&["run", "--kernel", "k", "--name", ""], "", "name"),
         (&["run", "--kernel", "k", "--timeout", "0s"], "", "timeout"),
         (&["run", "--kernel", "k", "--share", ".:/a b"], "", "share"),

@@ -1,9 +1,12 @@
 //! What went wrong with a machine: when it was to start, and while it ran.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use capsa_net::policy::Protocol;
 
 use super::{Detail, Error};
 
@@ -47,6 +50,17 @@ pub enum StartFailure {
     DiskBusy {
         /// The image.
         path: PathBuf,
+    },
+    /// A port of the host cannot be listened on for a port forward of the network.
+    #[error("cannot listen on {address} ({protocol})")]
+    Listen {
+        /// TCP or UDP.
+        protocol: Protocol,
+        /// The address.
+        address: SocketAddr,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
     },
     /// A file that the machine is made of cannot be used.
     #[error("cannot use {}", path.display())]

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use capsa_core::backend::{AGENT_PORT_NAME, Accelerator, Attachments};
 use capsa_core::disk::{ImageFormat, ResolvedDisk};
+use capsa_core::network::UserNetwork;
 use capsa_core::share::{MountMode, Share, ShareKind};
 use capsa_core::spec::{BootSpec, VmSpec};
 use serde_json::{Value, json};
@@ -122,6 +123,9 @@ pub(super) fn arguments(
         args.option("-drive", drive(index, disk)?);
         args.option("-device", format!("virtio-blk-pci,drive=disk{index}"));
     }
+    if let (Some(network), Some(frames)) = (&spec.network, &attachments.network) {
+        args.network(network, frames.as_raw_fd());
+    }
     let mut servers = file_servers.iter();
     for (index, share) in spec.shares.iter().enumerate() {
         match share.mechanism {
@@ -223,6 +227,18 @@ impl Args {
         self.option(
             "-device",
             format!("virtio-9p-pci,fsdev=share{index},mount_tag={}", share.tag),
+        );
+    }
+
+    /// A network card whose frames pass on a socket. Without a ROM, as nothing boots from it.
+    fn network(&mut self, network: &UserNetwork, frames: RawFd) {
+        let netdev = format!("stream,id=net0,server=off,addr.type=fd,addr.str={frames}");
+        self.option("-netdev", netdev);
+        let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");
+        let mtu = network.mtu;
+        self.option(
+            "-device",
+            format!("virtio-net-pci,netdev=net0,mac={mac},host_mtu={mtu},romfile="),
         );
     }
 

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// The oldest QEMU whose command line and QMP messages Capsa relies on (`-action`, fd= sockets).
+/// The oldest QEMU whose command line and QMP messages Capsa relies on (`-action`, fd= sockets,
+/// `-netdev stream`, which 7.2 is the first to have).
 const OLDEST: (u32, u32) = (7, 2);
 
 /// How long `qemu -version` may take: 30 ms on an idle machine, seconds from a cold network disk.

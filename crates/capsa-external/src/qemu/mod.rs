@@ -4,7 +4,7 @@
 //! driver thread                         qemu-system-x86_64
 //!   QemuMachine --- QMP, socket pair -----> monitor
 //!        |  `------ console, two pipes ----> 16550 serial port
-//!        `--------- pidfd: kill, reap        virtio-blk, -fs, -9p, -rng, pvpanic
+//!        `--------- pidfd: kill, reap        virtio-blk, -fs, -9p, -net, -rng, pvpanic
 //! ```
 
 use std::fs;
@@ -24,6 +24,7 @@ use capsa_core::capabilities::{BackendCapabilities, BootMethod};
 use capsa_core::cmdline::KernelCmdline;
 use capsa_core::disk::ImageFormat;
 use capsa_core::error::{BackendRefusal, Error, Result, StartFailure};
+use capsa_core::network::NetworkKind;
 use capsa_core::resources::Isolation;
 use capsa_core::spec::{BootSpec, VmSpec};
 use capsa_kvm::probe::Freshness;
@@ -129,6 +130,7 @@ impl HypervisorBackend for QemuBackend {
             capabilities.boot_methods.push(BootMethod::Uefi);
         }
         capabilities.image_formats = vec![ImageFormat::Raw, ImageFormat::Qcow2];
+        capabilities.network_modes = NetworkKind::ALL.to_vec();
         capabilities.virtio_fs = true;
         capabilities.virtio_9p = true;
         capabilities.pause = true;
@@ -205,6 +207,7 @@ impl HypervisorBackend for QemuBackend {
             .chain(servers)
             .chain(attachments.initrd.as_ref().map(AsFd::as_fd))
             .chain(attachments.agent.as_ref().map(AsFd::as_fd))
+            .chain(attachments.network.as_ref().map(AsFd::as_fd))
             .collect();
         // Root is expected to be able to use another user's disk image.
         let privileges = CapabilitySet::DAC_OVERRIDE;
@@ -218,7 +221,11 @@ impl HypervisorBackend for QemuBackend {
         // Ours would keep the sockets open after QEMU's death.
         drop(qemus_qmp);
         let agent = attachments.agent;
-        drop((attachments.file_servers, attachments.initrd));
+        drop((
+            attachments.file_servers,
+            attachments.initrd,
+            attachments.network,
+        ));
 
         let qmp = UnixStream::from_std(qmp).map_err(host("watch QEMU's monitor"))?;
         let cause = match Qmp::handshake(qmp, GREETING).await {

@@ -25,9 +25,10 @@ use crate::trouble::{Attempt, Trouble, say};
 
 mod button;
 mod late;
-mod loopback;
 mod modules;
 mod mounts;
+mod network;
+mod rtnetlink;
 mod supervisor;
 pub(crate) mod uevents;
 
@@ -55,10 +56,13 @@ fn boot() -> Result<Supervisor, Trouble> {
 
     mounts::system()?;
     sethostname(config.hostname.as_bytes()).attempt("set the hostname")?;
-    loopback::bring_up().attempt("bring the loopback interface up")?;
+    network::bring_up(config.network.as_ref(), &mut modules)?;
     let loaded = modules.load_for_disks();
     loaded.attempt("load the driver of disks")?;
     mounts::root(&config.root, &mut modules)?;
+    if let Some(network) = &config.network {
+        network::write_names(network, &config.hostname)?;
+    }
     for share in &config.shares {
         mounts::share(share, &mut modules)?;
     }

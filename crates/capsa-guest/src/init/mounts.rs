@@ -14,6 +14,7 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot};
 
 use super::modules::Modules;
+use super::network;
 use crate::cgroup;
 use crate::trouble::{Attempt, Trouble, say};
 
@@ -137,7 +138,7 @@ fn complete(root: &Path) -> io::Result<()> {
     let hosts = root.join("etc/hosts");
     if !hosts.exists() {
         make_folder(&root.join("etc"))?;
-        fs::write(hosts, "127.0.0.1 localhost\n::1 localhost\n")?;
+        fs::write(hosts, network::LOCAL_HOSTS)?;
     }
     Ok(())
 }

@@ -9,13 +9,14 @@ use std::thread;
 
 use async_trait::async_trait;
 use capsa_core::backend::{
-    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, GuestEnd,
-    HypervisorBackend,
+    Accelerator, Attachments, BackendInfo, BackendKind, BackendVmHandle, ConsolePipes, FrameSocket,
+    GuestEnd, HypervisorBackend,
 };
 use capsa_core::capabilities::BackendCapabilities;
 use capsa_core::cmdline::KernelCmdline;
 use capsa_core::disk::ImageFormat;
 use capsa_core::error::{BackendRefusal, Error, HypervisorFailure, Result, StartFailure};
+use capsa_core::network::NetworkKind;
 use capsa_core::resources::Isolation;
 use capsa_core::spec::VmSpec;
 use capsa_core::vsock::{VsockAccept, VsockPorts};
@@ -85,6 +86,7 @@ impl HypervisorBackend for KvmBackend {
     fn capabilities(&self, info: &BackendInfo) -> BackendCapabilities {
         let mut capabilities = BackendCapabilities::minimal(info.isolation);
         capabilities.image_formats = vec![ImageFormat::Raw, ImageFormat::Qcow2];
+        capabilities.network_modes = NetworkKind::ALL.to_vec();
         capabilities.virtio_fs = true;
         capabilities.vsock = true;
         capabilities.pause = true;
@@ -98,6 +100,10 @@ impl HypervisorBackend for KvmBackend {
             .console("ttyS0")
             .args(["panic=-1", "pci=noearly"]);
         capabilities
+    }
+
+    fn frames(&self) -> FrameSocket {
+        FrameSocket::Messages
     }
 
     async fn start(

@@ -18,6 +18,7 @@ use capsa_virtio::devices::balloon::Balloon;
 use capsa_virtio::devices::block::{Block, Image, ImageError};
 use capsa_virtio::devices::console::Console;
 use capsa_virtio::devices::fs::Fs;
+use capsa_virtio::devices::net::{Net, Peer};
 use capsa_virtio::devices::rng::Rng;
 use capsa_virtio::devices::vsock::{Vsock, VsockHandle};
 use capsa_virtio::pci::VirtioPciFunction;
@@ -39,8 +40,9 @@ use crate::monitor::serial::SerialPort;
 use crate::monitor::vcpu::{VcpuContext, VcpuThread};
 
 /// The PCI functions of a machine besides its disks and shares, at most: entropy source, balloon,
-/// console, vsock.
-pub(crate) const OWN_FUNCTIONS: usize = 4;
+/// console, vsock,
+/// network card.
+pub(crate) const OWN_FUNCTIONS: usize = 5;
 
 /// The guest's vsock address: the first that is nobody else's. No other guest is reached through
 /// its device, so it need not be the only one of the host.
@@ -141,6 +143,10 @@ pub(crate) fn boot(
         }
         vsock = spec.vsock.as_ref().map(|_| handle);
         slots.plug("capsa-vsock", device)?;
+    }
+    if let (Some(network), Some(frames)) = (&spec.network, attachments.network) {
+        let card = Net::new(frames, network.mac, Some(network.mtu), Peer::Frames);
+        slots.plug("capsa-net", card.map_err(host("make a network card"))?)?;
     }
     let functions = slots.functions;
 

@@ -8,7 +8,7 @@ use capsa_core::backend::{
     HypervisorBackend,
 };
 use capsa_core::disk::ResolvedDisk;
-use capsa_core::resources::{Isolation, NetworkMode, ResourceConfig};
+use capsa_core::resources::{Isolation, ResourceConfig};
 use capsa_core::spec::{BootSpec, VmId, VmSpec};
 use capsa_kvm::KvmBackend;
 use futures_executor::block_on;
@@ -73,7 +73,7 @@ pub(crate) fn spec(kernel: std::path::PathBuf, cpus: u32, disks: &[ResolvedDisk]
         disks: disks.to_vec(),
         resources,
         shares: Vec::new(),
-        network: NetworkMode::None,
+        network: None,
         vsock: None,
     }
 }

@@ -14,7 +14,11 @@ use crate::stack::{ConnectFailure, Target};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Makes sockets.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
+#[cfg_attr(
+    not(feature = "test-utils"),
+    expect(unreachable_pub, reason = "only tests make one of their own")
+)]
 pub struct Dialer {
     /// Where tests have their servers. An address that is not here is a black hole.
     #[cfg(feature = "test-utils")]

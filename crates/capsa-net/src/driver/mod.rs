@@ -50,7 +50,7 @@ pub enum NetworkError {
     #[error("cannot listen on {protocol} {address} for a port forward")]
     Listen {
         /// TCP or UDP.
-        protocol: &'static str,
+        protocol: Protocol,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -117,10 +117,7 @@ impl Network {
                 Protocol::Udp => listen_udp(address).map(|socket| Listener::Udp(socket, port)),
             };
             listening.map_err(|source| NetworkError::Listen {
-                protocol: match forward.protocol {
-                    Protocol::Tcp => "TCP",
-                    Protocol::Udp => "UDP",
-                },
+                protocol: forward.protocol,
                 address,
                 source,
             })

@@ -120,6 +120,34 @@ fn as_text<S: serde::Serializer>(text: &Option<Arc<str>>, to: S) -> Result<S::Ok
     text.as_deref().serialize(to)
 }
 
+impl NetworkPolicy {
+    /// Everything that is wrong with it.
+    #[must_use]
+    pub fn problems(&self) -> Vec<PolicyProblem> {
+        let mut problems = Vec::new();
+        if self.rules.len() > MAX_RULES {
+            problems.push(PolicyProblem::TooManyRules(self.rules.len()));
+        }
+        let mut ids = std::collections::HashSet::new();
+        for (place, rule) in self.rules.iter().enumerate() {
+            if rule.id.is_empty() || rule.id.len() > MAX_ID {
+                problems.push(PolicyProblem::Id(place));
+            } else if !ids.insert(&rule.id) {
+                problems.push(PolicyProblem::DuplicateId(rule.id.clone()));
+            }
+            if let (Action::Allow, Target::Domain(target)) = (rule.action, &rule.target)
+                && target.is_public_suffix()
+            {
+                problems.push(PolicyProblem::PublicSuffix {
+                    id: rule.id.clone(),
+                    target: target.clone(),
+                });
+            }
+        }
+        problems
+    }
+}
+
 impl Decision {
     fn new(action: Action, reason: Reason) -> Self {
         Self {
@@ -135,6 +163,7 @@ impl Decision {
     }
 
     /// One of the configuration's host services, which need no rule.
+    #[cfg(feature = "driver")]
     pub(crate) fn host_service() -> Self {
         Self::new(Action::Allow, Reason::HostService)
     }
@@ -148,6 +177,7 @@ impl Decision {
     }
 
     /// That a flow may begin because of the same rule.
+    #[cfg(feature = "driver")]
     pub(crate) fn admitted(&self) -> Self {
         Self {
             action: Action::Allow,
@@ -174,26 +204,7 @@ impl Filter {
     ///
     /// Everything that is wrong with it.
     pub fn new(policy: NetworkPolicy) -> Result<Self, Vec<PolicyProblem>> {
-        let mut problems = Vec::new();
-        if policy.rules.len() > MAX_RULES {
-            problems.push(PolicyProblem::TooManyRules(policy.rules.len()));
-        }
-        let mut ids = std::collections::HashSet::new();
-        for (place, rule) in policy.rules.iter().enumerate() {
-            if rule.id.is_empty() || rule.id.len() > MAX_ID {
-                problems.push(PolicyProblem::Id(place));
-            } else if !ids.insert(&rule.id) {
-                problems.push(PolicyProblem::DuplicateId(rule.id.clone()));
-            }
-            if let (Action::Allow, Target::Domain(target)) = (rule.action, &rule.target)
-                && target.is_public_suffix()
-            {
-                problems.push(PolicyProblem::PublicSuffix {
-                    id: rule.id.clone(),
-                    target: target.clone(),
-                });
-            }
-        }
+        let problems = policy.problems();
         if !problems.is_empty() {
             return Err(problems);
         }

@@ -78,15 +78,16 @@ impl Stack {
     ///
     /// Everything that is wrong with the configuration.
     pub fn new(network: &UserNetwork, seed: u64, now: Instant) -> Result<Self, Vec<ConfigProblem>> {
-        let mut problems = network.problems();
-        let filter = match Filter::new(network.policy.clone()) {
-            Ok(filter) if problems.is_empty() => filter,
-            Ok(_) => return Err(problems),
-            Err(wrong) => {
-                problems.extend(wrong.into_iter().map(ConfigProblem::from));
-                return Err(problems);
-            }
-        };
+        let problems = network.problems();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let filter = Filter::new(network.policy.clone()).map_err(|wrong| {
+            wrong
+                .into_iter()
+                .map(ConfigProblem::from)
+                .collect::<Vec<_>>()
+        })?;
         let mut egress = Egress {
             frames: Frames::default(),
             guest: EthernetAddress(network.mac),

@@ -1,7 +1,9 @@
 //! Booting, and that the guest is the machine that was asked for.
 
 use capsa::kit::Kit;
-use capsa::{BackendChoice, Capsa, DiskImage, LinuxBoot, LinuxDirectBootConfig, VmStatus};
+use capsa::{
+    BackendChoice, Capsa, DiskImage, LinuxBoot, LinuxDirectBootConfig, NetworkMode, VmStatus,
+};
 
 use crate::guest::{Guest, LIMIT, kit_vm};
 use crate::images;
@@ -73,7 +75,8 @@ pub async fn takes_as_many_cpus_as_it_claims(backend: BackendChoice) {
     guest.vm.kill().await.expect("kill");
 }
 
-/// The number of disks and shares in the capabilities is one that works, and the guest sees all.
+/// The number of disks and shares in the capabilities is one that works beside a network, and the guest sees
+/// all.
 pub async fn takes_as_many_devices_as_it_claims(backend: BackendChoice) {
     let status = capsa::backends()
         .into_iter()
@@ -83,7 +86,7 @@ pub async fn takes_as_many_devices_as_it_claims(backend: BackendChoice) {
         .expect("the backend works")
         .max_devices;
     let folder = tempfile::tempdir().expect("a folder");
-    let mut builder = kit_vm(backend);
+    let mut builder = kit_vm(backend).network(NetworkMode::Nat);
     for index in 0..most {
         let path = folder.path().join(format!("{index}.img"));
         std::fs::write(&path, vec![0; 1 << 20]).expect("a disk");

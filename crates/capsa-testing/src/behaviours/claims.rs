@@ -1,6 +1,6 @@
 //! What a backend claims is what its tests run.
 
-use capsa::{BackendChoice, BackendKind, BackendStatus, BootMethod};
+use capsa::{BackendChoice, BackendKind, BackendStatus, BootMethod, NetworkKind};
 
 /// The parts that a backend's tests name are those that it claims, no more and no fewer. A part that
 /// this place cannot run is named too, as the one that runs elsewhere.
@@ -11,7 +11,14 @@ pub fn are_complete(choice: BackendChoice, named: &[&str]) {
         .find(|status| status.backend == kind)
         .expect("this build has the backend");
     let claimed = claimed_parts(&status);
-    for part in ["shares", "shares_9p", "uefi", "vsock", "monitor_process"] {
+    for part in [
+        "network",
+        "shares",
+        "shares_9p",
+        "uefi",
+        "vsock",
+        "monitor_process",
+    ] {
         let elsewhere = format!("{part}_elsewhere");
         let named = named.iter().any(|name| *name == part || *name == elsewhere);
         let claimed = claimed.contains(&part);
@@ -22,6 +29,9 @@ pub fn are_complete(choice: BackendChoice, named: &[&str]) {
 fn claimed_parts(status: &BackendStatus) -> Vec<&'static str> {
     let claims = status.capabilities.as_ref().expect("the backend works");
     let mut parts = Vec::new();
+    if claims.network_modes.contains(&NetworkKind::User) {
+        parts.push("network");
+    }
     if claims.virtio_fs {
         parts.push("shares");
     }

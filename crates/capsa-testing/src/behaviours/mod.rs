@@ -15,6 +15,7 @@ pub mod disks;
 pub mod end;
 pub mod holder;
 pub mod locks;
+pub mod network;
 pub mod refusals;
 pub mod sandbox;
 pub mod sandbox_files;
@@ -146,6 +147,11 @@ macro_rules! behaviours {
         $crate::behaviours! { @tests $choice,
             vsock::streams_pass_both_ways,
             vsock::a_vm_without_vsock_says_so,
+        }
+    };
+    (@network $choice:expr) => {
+        $crate::behaviours! { @tests $choice,
+            network::a_sandbox_reaches_what_its_policy_allows,
         }
     };
     // Claimed, and run elsewhere.

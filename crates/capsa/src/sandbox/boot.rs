@@ -10,6 +10,7 @@ use capsa_agent_proto::config::{self, Channel, Config, Mechanism, Root, Upper};
 use capsa_agent_proto::preamble::Token;
 use capsa_core::backend::{AGENT_PORT_NAME, AGENT_VSOCK_PORT, Attachments, BackendKind};
 use capsa_core::error::{AgentFailure, Error, Result, StartFailure};
+use capsa_core::network::UserNetwork;
 use capsa_core::root::Changes;
 use capsa_core::share::{MountMode, Share, ShareKind};
 use capsa_core::spec::{BootSpec, VmSpec};
@@ -133,6 +134,7 @@ impl AgentBoot {
             hostname: self.hostname.clone(),
             root,
             shares: shares.collect(),
+            network: spec.network.as_ref().map(network),
         }
     }
 
@@ -183,6 +185,26 @@ impl AgentBoot {
         whole.write_all(&archive)?;
         whole.seek(SeekFrom::Start(0))?;
         Ok(whole)
+    }
+}
+
+/// What the guest is told of its network, so that it need not ask.
+fn network(network: &UserNetwork) -> config::Network {
+    let v6 = || {
+        Some(config::Addresses {
+            guest: network.guest6()?,
+            prefix: network.subnet6?.prefix_len(),
+            gateway: network.gateway6()?,
+        })
+    };
+    config::Network {
+        mtu: network.mtu,
+        v4: config::Addresses {
+            guest: network.guest(),
+            prefix: network.subnet.prefix_len(),
+            gateway: network.gateway(),
+        },
+        v6: v6(),
     }
 }
 

@@ -10,7 +10,8 @@ use capsa_core::cmdline::CmdlineArg;
 use capsa_core::disk::DiskImage;
 use capsa_core::error::{Error, Result};
 use capsa_core::kit::KitFailure;
-use capsa_core::resources::{ConsoleMode, Isolation, NetworkMode, ResourceLimits};
+use capsa_core::network::NetworkMode;
+use capsa_core::resources::{ConsoleMode, Isolation, ResourceLimits};
 use capsa_core::root::SandboxRoot;
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
 use capsa_core::vsock::VsockConfig;
@@ -50,7 +51,10 @@ impl SandboxBuilder {
         Self {
             kit: None,
             // The files are named when the kit is known. To print what a kernel says takes time.
-            options: LinuxBoot::new("").into_builder().cmdline_arg("quiet"),
+            options: LinuxBoot::new("")
+                .into_builder()
+                .no_network()
+                .cmdline_arg("quiet"),
             root: SandboxRoot::initramfs(),
             hostname: "sandbox".into(),
             ready_limit: READY_LIMIT,
@@ -182,8 +186,10 @@ impl SandboxBuilder {
         self
     }
 
-    /// How the guest reaches a network; [`NetworkMode::None`] by default.
-    pub fn network(self, mode: NetworkMode) -> Self {
+    /// How programs reach a network; [`NetworkMode::None`] by default. A
+    /// [`UserNetwork`](crate::UserNetwork) says what they may reach, and which ports of the host lead to
+    /// them. The network is up before the first program runs.
+    pub fn network(self, mode: impl Into<NetworkMode>) -> Self {
         self.with(|options| options.network(mode))
     }
 

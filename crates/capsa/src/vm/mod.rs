@@ -12,6 +12,7 @@
 //! the token that ends everything. Its only lock is the one inside `state`, held for a transition
 //! and never while something is called.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -34,11 +35,14 @@ use crate::vsock::{self, VsockListener, VsockStream};
 
 mod file_servers;
 mod lifecycle;
+mod network;
 mod panic;
 mod retry;
 mod task;
 
 use lifecycle::{EndRequest, Lifecycle};
+pub use network::NetworkEvents;
+use network::NetworkState;
 pub use retry::RetryPolicy;
 use task::{Command, VmTask};
 
@@ -72,6 +76,7 @@ pub(crate) struct VmShared {
     input: ConsoleInput,
     /// The machine's vsock ports, once it runs.
     vsock: Vsock,
+    network: NetworkState,
     /// Cancelled when the machine is to be gone.
     kill: CancellationToken,
 }
@@ -81,13 +86,14 @@ impl VmShared {
     fn end(&self, request: EndRequest) {
         self.state.send_modify(|state| state.ask(request));
         self.kill.cancel();
-        self.close_unstarted_console();
+        self.close_unstarted();
     }
 
     /// A VM that ends before its start has no task that would do this.
-    fn close_unstarted_console(&self) {
+    fn close_unstarted(&self) {
         if self.state.borrow().status().is_ended() {
             self.output.close();
+            self.network.close();
         }
     }
 
@@ -203,6 +209,7 @@ impl VmHandle {
                 Some(_) => Vsock::Of(OnceLock::new()),
                 None => Vsock::None,
             },
+            network: NetworkState::new(spec.network.as_ref()),
             output: ConsoleBuffer::new(capacity),
             input,
             state,
@@ -258,7 +265,7 @@ impl VmHandle {
             let cause = StartFailure::Host { action, source };
             let end = GuestEnd::Crashed(Error::start_failed(vm.info.kind, cause));
             vm.state.send_modify(|state| state.ended(end, None));
-            vm.close_unstarted_console();
+            vm.close_unstarted();
         }
         let mut states = vm.state.subscribe();
         let state = states
@@ -306,7 +313,7 @@ impl VmHandle {
         let vm = self.vm();
         vm.state.send_modify(|state| state.ask(EndRequest::Stop));
         if vm.state.borrow().status().is_ended() {
-            vm.close_unstarted_console();
+            vm.close_unstarted();
             return Ok(());
         }
         // The receiver is gone only when the VM has ended.
@@ -474,6 +481,22 @@ impl VmHandle {
         vsock::listen(&*self.vsock_ports("listen to the guest")?, port)
     }
 
+    /// What happens on the VM's network. Taken once: `None` after that, and for a VM without a network.
+    ///
+    /// Take it before the start, or soon after: see [`NetworkEvents`].
+    #[must_use]
+    pub fn take_network_events(&self) -> Option<NetworkEvents> {
+        self.vm().network.take_events()
+    }
+
+    /// Where the [port forwards](crate::UserNetwork::forwards) of the VM's network listen, in their order:
+    /// with the port that was taken for port 0. Empty before the VM runs; it stays when the VM has ended,
+    /// and then nobody listens there.
+    #[must_use]
+    pub fn forwards(&self) -> &[SocketAddr] {
+        self.vm().network.forwards()
+    }
+
     /// The last lines that the guest wrote to its console, with control characters escaped, for
     /// messages to people. Kept in every console mode.
     #[must_use]
@@ -509,6 +532,12 @@ impl VmHandle {
     #[must_use]
     pub fn shares(&self) -> &[Share] {
         &self.vm().shares
+    }
+
+    /// Puts servers of a test in the place of other addresses, before the start.
+    #[cfg(feature = "test-utils")]
+    pub(crate) fn set_dialer(&self, dialer: capsa_net::Dialer) {
+        self.vm().network.set_dialer(dialer);
     }
 
     /// A view of the VM for who watches its main process.

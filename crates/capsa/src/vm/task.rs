@@ -27,6 +27,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::file_servers::FileServers;
 use super::lifecycle::{EndRequest, Lifecycle};
+use super::network::{ListeningNetwork, RunningNetwork};
 use super::{RetryPolicy, VmShared, Vsock};
 use crate::console::{InputQueue, pump};
 use crate::inspect;
@@ -55,6 +56,13 @@ pub(crate) enum Command {
     Pause(oneshot::Sender<Result<()>>),
     /// Let the vCPUs run.
     Resume(oneshot::Sender<Result<()>>),
+}
+
+/// A machine that runs, and what runs beside it.
+struct Started {
+    machine: Box<dyn BackendVmHandle>,
+    servers: FileServers,
+    network: Option<RunningNetwork>,
 }
 
 /// A VM that is about to start.
@@ -94,10 +102,21 @@ impl VmTask {
         info!(target: "capsa::vm", backend = %self.spec.backend, "starting");
         let (end, panic) = match self.start().await {
             Err(end) => (end, None),
-            Ok((machine, servers)) => self.supervise(machine, servers).await,
+            Ok(Started {
+                machine,
+                servers,
+                network,
+            }) => {
+                let end = self.supervise(machine, servers).await;
+                if let Some(network) = network {
+                    network.end().await;
+                }
+                end
+            }
         };
         drop(time_limit);
         self.vm.output.close();
+        self.vm.network.close();
         self.vm.state.send_modify(|state| state.ended(end, panic));
         let state = self.vm.state.borrow();
         match state.failure() {
@@ -108,9 +127,9 @@ impl VmTask {
         drop(guard);
     }
 
-    /// Starts the machine and the servers of its shares, again where the failure may pass. A stop has
-    /// its grace period here too.
-    async fn start(&mut self) -> Result<(Box<dyn BackendVmHandle>, FileServers), GuestEnd> {
+    /// Starts the machine, its network and the servers of its shares, again where the failure may pass. A
+    /// stop has its grace period here too.
+    async fn start(&mut self) -> Result<Started, GuestEnd> {
         let Self {
             vm,
             backend,
@@ -131,7 +150,16 @@ impl VmTask {
                 path: None,
                 source: source.into(),
             })??;
+            let (network, machines_end) = match spec.network.clone() {
+                Some(network) => {
+                    let frames = backend.frames();
+                    let made = ListeningNetwork::new(network, &vm.network, kind, frames)?;
+                    (Some(made.0), Some(made.1))
+                }
+                None => (None, None),
+            };
             let (servers, mut attachments) = FileServers::start(spec).await?;
+            attachments.network = machines_end;
             let mut spec = spec.clone();
             let mut changes = None;
             if let Some(agent) = agent.clone() {
@@ -148,7 +176,16 @@ impl VmTask {
             }
             let machine = backend.start(&spec, attachments).await?;
             drop(changes);
-            Ok((machine, servers))
+            let network = network.map(|network| network.run(&vm.network)).transpose();
+            let network = network.map_err(|source| {
+                let action = "start the network's thread";
+                Error::start_failed(kind, StartFailure::Host { action, source })
+            })?;
+            Ok(Started {
+                machine,
+                servers,
+                network,
+            })
         };
         let backoff = ExponentialBuilder::default()
             .with_min_delay(retry.first_delay)
@@ -420,6 +457,7 @@ struct PublishEnd(Arc<VmShared>);
 impl Drop for PublishEnd {
     fn drop(&mut self) {
         self.0.output.close();
+        self.0.network.close();
         self.0.state.send_if_modified(|state| {
             let lost = !state.status().is_ended();
             if lost {
