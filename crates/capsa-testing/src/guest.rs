@@ -55,7 +55,11 @@ pub struct Guest {
 impl Guest {
     /// Builds and starts a VM of the guest kit, and waits for its shell.
     pub async fn boot(builder: LinuxVmBuilder) -> Self {
-        let vm = builder.build().await.expect("the VM can be built");
+        Self::start(builder.build().await.expect("the VM can be built")).await
+    }
+
+    /// Starts a VM of the guest kit, and waits for its shell.
+    pub async fn start(vm: VmHandle) -> Self {
         vm.start().await.expect("the VM starts");
         let mut console = vm.console().await.expect("the VM has a console");
         let boot = console.wait_for_timeout(kit::PROMPT, LIMIT).await;

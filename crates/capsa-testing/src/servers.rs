@@ -72,3 +72,18 @@ where
     });
     address
 }
+
+/// A server that sends datagrams back.
+pub async fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind(ANY).await.expect("a socket");
+    let address = socket.local_addr().expect("its address");
+    tokio::spawn(async move {
+        let mut datagram = vec![0; 65_536];
+        loop {
+            let (length, from) = socket.recv_from(&mut datagram).await.expect("a datagram");
+            // Who has gone gets none.
+            let _ = socket.send_to(&datagram[..length], from).await;
+        }
+    });
+    address
+}

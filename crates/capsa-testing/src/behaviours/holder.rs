@@ -1,10 +1,12 @@
 //! The VM and the program that holds it: neither outlives the other, except where it must.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use capsa::network::{PortForward, Protocol, UserNetwork};
 use capsa::{BackendChoice, DiskImage, VmStatus};
 
 use crate::guest::{Guest, LIMIT, kit_vm};
@@ -127,7 +129,16 @@ pub async fn twenty_cycles_leave_nothing(backend: BackendChoice) {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = folder.path().join("a.img");
     std::fs::write(&disk, vec![0; 1 << 20]).expect("a disk");
+    let network = UserNetwork {
+        forwards: vec![PortForward {
+            protocol: Protocol::Tcp,
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            guest_port: 1,
+        }],
+        ..UserNetwork::default()
+    };
     let builder = kit_vm(backend).disk(DiskImage::new(&disk).ephemeral());
+    let builder = builder.network(network);
     let cycle = async |asked: bool| {
         if asked {
             let guest = Guest::boot(builder.clone()).await;
@@ -136,6 +147,9 @@ pub async fn twenty_cycles_leave_nothing(backend: BackendChoice) {
             let vm = builder.clone().build().await.expect("build");
             vm.start().await.expect("start");
             vm.kill().await.expect("kill");
+            let listened = vm.forwards()[0];
+            let refused = TcpStream::connect(listened).expect_err("nobody listens");
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         }
     };
     // The first cycle makes what a process makes once: the runtime's blocking thread.

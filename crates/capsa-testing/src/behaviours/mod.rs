@@ -152,6 +152,8 @@ macro_rules! behaviours {
     (@network $choice:expr) => {
         $crate::behaviours! { @tests $choice,
             network::a_sandbox_reaches_what_its_policy_allows,
+            network::bytes_pass_whole_both_ways,
+            network::nat_reaches_public_addresses_only,
         }
     };
     // Claimed, and run elsewhere.

@@ -35,12 +35,14 @@ pub use self::sandbox::{
 };
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime;
 
+use crate::network::Event;
 use crate::{
     BackendInfo, Error, ExitReason, GuestOs, LinuxVmBuilder, ResourceConfig, Result, Share,
     UefiVmBuilder, VmId, VmStatus, vsock,
@@ -89,6 +91,27 @@ impl Build for LinuxVmBuilder {
 impl Build for UefiVmBuilder {
     fn build_blocking(self) -> Result<VmHandle> {
         block_on(self.build()).map(VmHandle)
+    }
+}
+
+/// What happens on a VM's network; see [`crate::network::NetworkEvents`]. As an iterator it waits for the next
+/// event, until the VM has ended.
+#[derive(Debug)]
+pub struct NetworkEvents(crate::network::NetworkEvents);
+
+impl NetworkEvents {
+    /// See [`crate::network::NetworkEvents::try_next`].
+    #[must_use]
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.0.try_next()
+    }
+}
+
+impl Iterator for NetworkEvents {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        block_on(self.0.next())
     }
 }
 
@@ -213,6 +236,18 @@ impl VmHandle {
     /// As the async method.
     pub fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
         block_on(self.0.vsock_listen(port)).map(VsockListener)
+    }
+
+    /// See [`crate::VmHandle::take_network_events`].
+    #[must_use]
+    pub fn take_network_events(&self) -> Option<NetworkEvents> {
+        self.0.take_network_events().map(NetworkEvents)
+    }
+
+    /// See [`crate::VmHandle::forwards`].
+    #[must_use]
+    pub fn forwards(&self) -> &[SocketAddr] {
+        self.0.forwards()
     }
 
     /// See [`crate::VmHandle::console_tail`].

@@ -28,7 +28,7 @@ enum Entry {
 }
 
 /// The files of the guest that do not depend on the kernel, with their modes.
-const FILES: [(&str, u32, &str); 7] = [
+const FILES: [(&str, u32, &str); 8] = [
     ("init", 0o755, include_str!("guest/init.sh")),
     // What mount tries when it is not told: first what is a module, and so not in
     // /proc/filesystems before it is used; then what is there.
@@ -38,6 +38,7 @@ const FILES: [(&str, u32, &str); 7] = [
     // busybox does not find an entry without a password field.
     ("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/profile", 0o644, include_str!("guest/profile")),
+    ("etc/udhcpc", 0o755, include_str!("guest/udhcpc")),
     // acpid runs the file that its built-in table names for a press of the power button.
     (
         "etc/acpi/PWRF/00000080",

@@ -141,6 +141,8 @@ shell() {
     mount -t devpts -o nosuid,noexec,mode=0620,ptmxmode=0666 devpts /dev/pts
     acpid -l /run/acpid.log -p /run/acpid.pid
     ip link set lo up
+    # It goes on in the background when nobody answers within three seconds.
+    [ ! -d /sys/class/net/eth0 ] || udhcpc -b -t 3 -T 1 -i eth0 -s /etc/udhcpc 2> /dev/null
     mount_shares ''
     cd
     # In the background and waited for, as a trap only runs when no child holds the shell up.
