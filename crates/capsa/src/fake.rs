@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use async_trait::async_trait;
@@ -91,7 +92,7 @@ impl HypervisorBackend for FakeBackend {
     async fn start(
         &self,
         _spec: &VmSpec,
-        _attachments: Attachments,
+        attachments: Attachments,
     ) -> Result<Box<dyn BackendVmHandle>> {
         let failed = |source| {
             let action = "make a pipe for the console";
@@ -113,6 +114,7 @@ impl HypervisorBackend for FakeBackend {
             paused: false,
             deaf: false,
             end: None,
+            _network: attachments.network,
         }))
     }
 }
@@ -126,6 +128,8 @@ struct FakeMachine {
     paused: bool,
     deaf: bool,
     end: Option<GuestEnd>,
+    /// A network card that is silent: without one the network would end.
+    _network: Option<OwnedFd>,
 }
 
 impl FakeMachine {
