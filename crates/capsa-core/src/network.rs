@@ -2,16 +2,12 @@
 
 use std::fmt;
 
-pub use capsa_net::UserNetwork;
+pub use capsa_net::{Member, UserNetwork};
 use serde::Serialize;
 
 /// How the guest reaches a network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one in a builder, and a box would be in every caller's way"
-)]
 pub enum NetworkMode {
     /// No network device at all.
     #[default]
@@ -22,16 +18,29 @@ pub enum NetworkMode {
     Nat,
     /// The same with a policy, addresses, port forwards and services of the host as it says.
     User(UserNetwork),
+    /// A place on the switch of a [`Cluster`](capsa_net::Cluster): the guest reaches the other members, and
+    /// outside what the member's policy says.
+    Cluster(Member),
 }
 
 impl NetworkMode {
-    /// Which of the three it is.
+    /// Which of them it is.
     #[must_use]
     pub fn kind(&self) -> NetworkKind {
         match self {
             Self::None => NetworkKind::None,
             Self::Nat => NetworkKind::Nat,
             Self::User(_) => NetworkKind::User,
+            Self::Cluster(_) => NetworkKind::Cluster,
+        }
+    }
+
+    /// The cluster's member that the VM is.
+    #[must_use]
+    pub fn member(&self) -> Option<Member> {
+        match self {
+            Self::Cluster(member) => Some(member.clone()),
+            Self::None | Self::Nat | Self::User(_) => None,
         }
     }
 
@@ -42,6 +51,7 @@ impl NetworkMode {
             Self::None => None,
             Self::Nat => Some(UserNetwork::default()),
             Self::User(network) => Some(network),
+            Self::Cluster(member) => Some(member.network().clone()),
         }
     }
 }
@@ -49,6 +59,12 @@ impl NetworkMode {
 impl From<UserNetwork> for NetworkMode {
     fn from(network: UserNetwork) -> Self {
         Self::User(network)
+    }
+}
+
+impl From<Member> for NetworkMode {
+    fn from(member: Member) -> Self {
+        Self::Cluster(member)
     }
 }
 
@@ -63,12 +79,14 @@ pub enum NetworkKind {
     Nat,
     /// [`NetworkMode::User`]
     User,
+    /// [`NetworkMode::Cluster`]
+    Cluster,
 }
 
 impl NetworkKind {
     /// All of them: what a backend has that can pass frames on a socket.
     #[doc(hidden)]
-    pub const ALL: [Self; 3] = [Self::None, Self::Nat, Self::User];
+    pub const ALL: [Self; 4] = [Self::None, Self::Nat, Self::User, Self::Cluster];
 }
 
 impl fmt::Display for NetworkKind {
@@ -77,6 +95,7 @@ impl fmt::Display for NetworkKind {
             Self::None => "none",
             Self::Nat => "nat",
             Self::User => "user",
+            Self::Cluster => "cluster",
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::boot::{LinuxBoot, UefiBootConfig};
 use crate::capabilities::BootMethod;
 use crate::cmdline::KernelCmdline;
 use crate::disk::{DiskImage, ResolvedDisk};
-use crate::network::{NetworkMode, UserNetwork};
+use crate::network::{Member, NetworkMode, UserNetwork};
 use crate::resources::{ConsoleMode, Isolation, ResourceConfig, ResourceLimits};
 use crate::root::SandboxRoot;
 use crate::share::{Share, SharedDir};
@@ -62,6 +62,8 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// The network; none is no network device.
     pub network: Option<UserNetwork>,
+    /// The member of a cluster whose network that is.
+    pub member: Option<Member>,
     /// Sockets between host and guest.
     pub vsock: Option<VsockConfig>,
 }

@@ -14,7 +14,7 @@
 //!
 //! A [`Network`] is made from a [`UserNetwork`], which is plain data, and [run](Network::run) on a [`Link`].
 //! Every decision is an [`Event`]. A [`Cluster`] joins several guests with a switch; each is a [`Member`] with a
-//! network of its own. Without the feature `driver` there is only the plain data of one guest's network.
+//! network of its own. Without the feature `driver` there is only the data.
 //!
 //! # What a policy does not stop
 //!
@@ -33,7 +33,6 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "driver")]
 mod cluster;
 mod config;
 #[cfg(feature = "driver")]
@@ -52,8 +51,9 @@ pub mod policy;
 #[cfg(feature = "driver")]
 pub mod stack;
 
-#[cfg(feature = "driver")]
-pub use cluster::{Cluster, ClusterMember, ClusterProblem, MAX_MEMBERS, Member, NetworkCluster};
+pub use cluster::{
+    Cluster, ClusterError, ClusterMember, ClusterProblem, MAX_MEMBERS, Member, NetworkCluster,
+};
 pub use config::{
     ConfigProblem, HOST_NAME, HostService, Limits, PortForward, Resolvers, UserNetwork,
 };

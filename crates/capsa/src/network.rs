@@ -19,6 +19,24 @@
 //! # assert_eq!(example().unwrap().problems(), []);
 //! ```
 //!
+//! VMs of one program reach each other on the switch of a [`Cluster`], and outside what the policy of each says.
+//! In both of these `db.shop.internal` is the second:
+//!
+//! ```no_run
+//! use capsa::Capsa;
+//! use capsa::network::{Cluster, ClusterMember, NetworkCluster};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let shop = NetworkCluster::new("shop".parse()?)
+//!     .member(ClusterMember::new("web".parse()?))
+//!     .member(ClusterMember::new("db".parse()?));
+//! let shop = Cluster::new(&shop)?;
+//! let member = |name| shop.member(name).expect("a member of the configuration");
+//! let web = Capsa::sandbox().network(member("web")).start().await?;
+//! let db = Capsa::sandbox().network(member("db")).start().await?;
+//! # Ok(()) }
+//! ```
+//!
 //! What a policy does not stop is in SECURITY.md.
 
 pub use capsa_net::policy::{
@@ -26,7 +44,8 @@ pub use capsa_net::policy::{
     PolicyProblem, Ports, Protocol, Reason, Rule, RuleError, Target,
 };
 pub use capsa_net::{
-    ConfigProblem, Event, HOST_NAME, HostService, Limit, Limits, PortForward, Resolvers,
+    Cluster, ClusterError, ClusterMember, ClusterProblem, ConfigProblem, Event, HOST_NAME,
+    HostService, Limit, Limits, MAX_MEMBERS, Member, NetworkCluster, PortForward, Resolvers,
     UserNetwork,
 };
 

@@ -137,6 +137,7 @@ pub(crate) fn resolve(
                 disks,
                 resources: options.resources,
                 shares,
+                member: options.network.member(),
                 network: options.network.into_network(),
                 vsock,
             };

@@ -74,6 +74,7 @@ pub(crate) fn spec(kernel: std::path::PathBuf, cpus: u32, disks: &[ResolvedDisk]
         resources,
         shares: Vec::new(),
         network: None,
+        member: None,
         vsock: None,
     }
 }

@@ -95,6 +95,16 @@ pub enum ClusterProblem {
     },
 }
 
+/// Everything that is wrong with a cluster's configuration, at least one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the cluster's configuration is wrong: {}", list(.0))]
+pub struct ClusterError(pub Vec<ClusterProblem>);
+
+fn list(problems: &[ClusterProblem]) -> String {
+    let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
 fn default_subnet() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 3, 0), 24)
 }

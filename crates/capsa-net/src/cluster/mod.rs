@@ -9,8 +9,7 @@
 //! ```
 //!
 //! [`NetworkCluster`] is plain data. A [`Cluster`] is made of it, has a [`Member`] for each name, and each of
-//! them [joins](Member::join) as a [`Network`](crate::Network), which runs on the member's link like that of
-//! a VM alone.
+//! them joins as a `Network` (feature `driver`), which runs on the member's link like that of a VM alone.
 //!
 //! The host gives out the addresses, so the switch learns nothing: it knows from the beginning who has which
 //! address, on the link and of IPv4, and a frame that says something else goes nowhere. No member can be
@@ -23,14 +22,18 @@
 //! guests make for themselves cannot be known beforehand.
 
 mod config;
+#[cfg(feature = "driver")]
 mod frame;
+#[cfg(feature = "driver")]
 mod port;
+#[cfg(feature = "driver")]
 mod queue;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use config::{ClusterMember, ClusterProblem, MAX_MEMBERS, NetworkCluster};
+pub use config::{ClusterError, ClusterMember, ClusterProblem, MAX_MEMBERS, NetworkCluster};
+#[cfg(feature = "driver")]
 pub(crate) use port::{Delivered, Port};
 
 use crate::config::UserNetwork;
@@ -63,6 +66,7 @@ struct Station {
     full_name: DomainName,
     /// What its VM would have if it were alone.
     network: UserNetwork,
+    #[cfg(feature = "driver")]
     queue: std::sync::Mutex<queue::Queue>,
 }
 
@@ -72,14 +76,16 @@ impl Cluster {
     /// # Errors
     ///
     /// Everything that is wrong with it.
-    pub fn new(cluster: &NetworkCluster) -> Result<Self, Vec<ClusterProblem>> {
-        let networks = cluster.networks()?;
+    pub fn new(cluster: &NetworkCluster) -> Result<Self, ClusterError> {
+        let networks = cluster.networks().map_err(ClusterError)?;
+        #[cfg(feature = "driver")]
         let senders = networks.len();
         let members = cluster.members.iter().zip(networks);
         let stations = members.map(|(member, (full_name, network))| Station {
             name: member.name.clone(),
             full_name,
             network,
+            #[cfg(feature = "driver")]
             queue: queue::Queue::new(senders).into(),
         });
         Ok(Self {

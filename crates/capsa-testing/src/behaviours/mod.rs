@@ -153,6 +153,7 @@ macro_rules! behaviours {
         $crate::behaviours! { @tests $choice,
             network::a_sandbox_reaches_what_its_policy_allows,
             network::bytes_pass_whole_both_ways,
+            network::members_of_a_cluster_reach_each_other,
             network::nat_reaches_public_addresses_only,
         }
     };

@@ -3,9 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use capsa::kit::Kit;
 use capsa::network::{
-    Action, Event, HOST_NAME, HostService, NetworkEvents, NetworkPolicy, PortForward, Protocol,
-    Reason, Resolvers, Rule, UserNetwork,
+    Action, Cluster, ClusterMember, Event, HOST_NAME, HostService, NetworkCluster, NetworkEvents,
+    NetworkPolicy, PortForward, Protocol, Reason, Resolvers, Rule, UserNetwork,
 };
 use capsa::{BackendChoice, ExitReason, NetworkMode, Sandbox, fake};
 use capsa_testing_guest::exchange::{self, Order};
@@ -93,6 +94,56 @@ fn decisions(events: &mut NetworkEvents) -> (Vec<Allowed>, Vec<Denied>) {
     (allowed, denied)
 }
 
+/// Sandboxes of a cluster reach each other by name while a third one stands still, and each is there once.
+pub async fn members_of_a_cluster_reach_each_other(backend: BackendChoice) {
+    let members = ["web", "db", "still"].map(|name| name.parse().expect("a name"));
+    let members = members.into_iter().map(ClusterMember::new);
+    let shop = NetworkCluster::new("shop".parse().expect("a name"));
+    let cluster = Cluster::new(&members.fold(shop, NetworkCluster::member)).expect("it is sound");
+    let member = |name| cluster.member(name).expect("a member");
+    let (_file, kit) = kit_with_peer();
+    let start = |name| {
+        let builder = builder(backend).kit(kit.clone());
+        builder.network(member(name)).start()
+    };
+    let (web, db, still) =
+        tokio::try_join!(start("web"), start("db"), start("still")).expect("the sandboxes start");
+    still.vm().pause().await.expect("pause");
+    assert!(start("db").await.is_err(), "two are one member");
+
+    let serving = db.exec(["/net-peer", "serve", &GUEST_PORT.to_string()]);
+    let mut serving = serving.spawn().await.expect("the program runs");
+    let mut said = BufReader::new(serving.stdout.take().expect("its output")).lines();
+    let listens = timeout(LIMIT, said.next_line()).await.expect("in time");
+    assert_eq!(
+        listens.expect("a line").as_deref(),
+        Some("net-peer listens")
+    );
+    // Nobody answers there; what is sent is dropped.
+    shell(&web, "ping -c 2 -w 2 still.shop.internal").await;
+    ok(&web, "ping -c 1 -w 30 db.shop.internal").await;
+    let at = format!("{}:{GUEST_PORT}", member("db").network().guest());
+    let length = output(1 << 20);
+    ok(
+        &web,
+        &format!("/net-peer exchange {at} 4 {length} client-first"),
+    )
+    .await;
+    for sandbox in [web, db, still] {
+        sandbox.vm().kill().await.expect("kill");
+    }
+}
+
+/// The kit with a program that is the peer of exchanges. It is there as long as the file.
+fn kit_with_peer() -> (tempfile::NamedTempFile, Kit) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let peer = images::guest_program("net-peer");
+    std::fs::write(file.path(), images::initramfs_with("net-peer", &peer)).expect("written");
+    let mut kit = images::kit();
+    kit.initramfs = file.path().to_owned();
+    (file, kit)
+}
+
 /// Bytes of the longest exchange.
 const LONG: usize = 100 << 20;
 
@@ -129,11 +180,7 @@ pub async fn bytes_pass_whole_both_ways(backend: BackendChoice) {
         ..UserNetwork::default()
     };
     let host = format!("{}:{GUEST_PORT}", network.host());
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    let peer = images::guest_program("net-peer");
-    std::fs::write(file.path(), images::initramfs_with("net-peer", &peer)).expect("written");
-    let mut kit = images::kit();
-    kit.initramfs = file.path().to_owned();
+    let (_file, kit) = kit_with_peer();
     let sandbox = builder(backend).kit(kit).network(network).start().await;
     let sandbox = sandbox.expect("the sandbox starts");
 

@@ -90,16 +90,16 @@ pub(super) struct ListeningNetwork {
 }
 
 impl ListeningNetwork {
-    /// Makes it, with the machine's end of its link. Does not block.
+    /// Connects what was made, with the machine's end of its link. Does not block.
     pub(super) fn new(
-        network: UserNetwork,
+        network: Result<Network, NetworkError>,
         state: &NetworkState,
         backend: BackendKind,
         frames: FrameSocket,
     ) -> Result<(Self, OwnedFd)> {
         let failed =
             |action, source| Error::start_failed(backend, StartFailure::Host { action, source });
-        let network = Network::new(network).map_err(|error| match error {
+        let network = network.map_err(|error| match error {
             NetworkError::Listen {
                 protocol,
                 address,

@@ -18,6 +18,7 @@ use capsa_core::error::{Error, Result, StartFailure};
 use capsa_core::resources::ConsoleMode;
 use capsa_core::spec::VmSpec;
 use capsa_core::status::VmStatus;
+use capsa_net::Network;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
@@ -153,6 +154,10 @@ impl VmTask {
             let (network, machines_end) = match spec.network.clone() {
                 Some(network) => {
                     let frames = backend.frames();
+                    let network = match &spec.member {
+                        Some(member) => member.join(),
+                        None => Network::new(network),
+                    };
                     let made = ListeningNetwork::new(network, &vm.network, kind, frames)?;
                     (Some(made.0), Some(made.1))
                 }
