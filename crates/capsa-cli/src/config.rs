@@ -25,7 +25,7 @@
 //! timeout = "5m"
 //!
 //! [network]
-//! mode = "none"
+//! mode = "none"               # or "nat"
 //!
 //! [console]
 //! mode = "stdio"

@@ -25,7 +25,7 @@
 //! - Dropping the last handle of a VM kills it; the death of the process does too.
 //! - Errors have a code, a hint and a cause: [`Error`].
 //! - Log events (crate `tracing`) of a VM lie in a span with its id; their targets are
-//!   `capsa::vm`, `capsa::qemu` and `capsa::console`.
+//!   `capsa::vm`, `capsa::qemu`, `capsa::network` and `capsa::console`.
 
 pub mod console;
 pub mod kit;

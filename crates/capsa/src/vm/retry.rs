@@ -6,7 +6,7 @@ use std::time::Duration;
 ///
 /// The delay doubles from one try to the next. Only failures whose
 /// [`Error::retryable`](crate::Error::retryable) is true are tried again: a shortage of processes
-/// or memory, a disk that another VM is just letting go.
+/// or memory, a disk or a port that another VM is just letting go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetryPolicy {
