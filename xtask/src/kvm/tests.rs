@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::{fs, thread};
+use std::{fs, slice, thread};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::watch::{End, GuestDied};
 use super::{Bench, try_run};
@@ -28,37 +28,64 @@ const DEATHS: usize = 6;
 /// A test failed or did not run, or the bench could not.
 pub(crate) fn run(counts: &mut Counts, names: &[String]) -> Result<()> {
     let suites = Suite::in_bench(names, BATCHES)?;
-    let deaths = AtomicUsize::new(0);
-    let waiting = Mutex::new(suites.iter());
-    let ended = Mutex::new(Vec::new());
+    let queue = Queue {
+        waiting: Mutex::new(suites.iter()),
+        ended: Mutex::default(),
+        deaths: AtomicUsize::new(0),
+    };
     let processors = thread::available_parallelism()?.get();
     thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(processors) {
-            scope.spawn(|| {
-                while let Some(suite) = lock(&waiting).next() {
-                    let end = run_batch(suite, &deaths);
-                    let is_last = matches!(end, Ok(End::Interrupted));
-                    lock(&ended).push((suite, end));
-                    if is_last {
-                        // What has not begun is not wanted any more.
-                        lock(&waiting).by_ref().for_each(drop);
-                    }
-                }
-            });
+            scope.spawn(|| queue.work());
         }
     });
     // The other batches are worth their results whatever became of one.
-    let mut failed = None;
-    for (suite, end) in ended.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    let ended = queue
+        .ended
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let mut failures = 0;
+    for (suite, end) in ended {
         let checked = match end {
             Ok(End::Exited(status)) => suite.check(counts, status == 0),
             Ok(End::TimedOut) => Err(anyhow!("the time for a batch of tests is up")),
             Ok(End::Interrupted) => Err(anyhow!("interrupted")),
             Err(error) => Err(error),
         };
-        failed = failed.or(checked.err());
+        if let Err(error) = checked {
+            failures += 1;
+            eprintln!("error: {error:#}");
+        }
     }
-    failed.map_or(Ok(()), Err)
+    ensure!(failures == 0, "{failures} batches of tests failed");
+    Ok(())
+}
+
+/// The batches, taken by one bench after the other.
+struct Queue<'a> {
+    waiting: Mutex<slice::Iter<'a, Suite>>,
+    ended: Mutex<Vec<(&'a Suite, Result<End>)>>,
+    /// Of all benches.
+    deaths: AtomicUsize,
+}
+
+impl<'a> Queue<'a> {
+    /// Runs what waits, until nothing does.
+    fn work(&self) {
+        while let Some(suite) = self.next() {
+            let end = run_batch(suite, &self.deaths);
+            if matches!(end, Ok(End::Interrupted)) {
+                // What has not begun is not wanted any more.
+                *lock(&self.waiting) = [].iter();
+            }
+            lock(&self.ended).push((suite, end));
+        }
+    }
+
+    /// By a function of its own, so that the lock is not held while the batch runs.
+    fn next(&self) -> Option<&'a Suite> {
+        lock(&self.waiting).next()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
