@@ -334,12 +334,23 @@ fn a_single_file_is_served_as_its_owner() {
         chown(folder.join("file"), Some(uid), Some(gid)).unwrap();
     }
     fs::set_permissions(folder.join("file"), PermissionsExt::from_mode(0o600)).unwrap();
+    // Not to be listed, not even by its owner: what is in the share is known without that.
+    fs::set_permissions(&folder, PermissionsExt::from_mode(0o311)).unwrap();
     let mut server = Server::start(&folder, &["rw", "auto", "file", "file"]);
     for (ids, id) in [("Uid:", uid), ("Gid:", gid)] {
         let ids = server.status(ids);
         assert!(ids.split_whitespace().all(|own| own == id.to_string()));
     }
     assert_eq!(server.status("CapEff:"), "0000000000000000");
+    let wanted = OpenIn::default();
+    let opened = server.ask(Opcode::Opendir, ROOT_ID, &[wanted.as_slice()]);
+    let wanted = ReadIn {
+        fh: read::<OpenOut>(&opened.unwrap()).fh,
+        size: 4096,
+        ..ReadIn::default()
+    };
+    let listed = server.ask(Opcode::Readdir, ROOT_ID, &[wanted.as_slice()]);
+    assert!(listed.unwrap().windows(4).any(|name| name == b"file"));
     let file = server.find("file");
     let wanted = OpenIn {
         flags: libc::O_RDWR.cast_unsigned(),

@@ -2,6 +2,7 @@
 //! while it is listed is left out.
 #![expect(unsafe_code, reason = "the only way to the statvfs that FUSE asks for")]
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -21,7 +22,7 @@ use super::{SharedFolder, lock};
 const BUFFER: usize = 16 << 10;
 
 /// A listed entry: its name for the caller, and what the reply says about it.
-type Listed<'a> = (&'a std::ffi::CStr, DirEntry<'a>);
+type Listed<'a> = (&'a CStr, DirEntry<'a>);
 
 impl SharedFolder {
     /// Lists names. `add` takes an entry, or no more of them.
@@ -93,6 +94,9 @@ impl SharedFolder {
         offset: u64,
         visit: &mut dyn FnMut(Listed<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
+        if let Some(only) = &self.settings.only {
+            return self.walk_only(node, only, offset, visit);
+        }
         if handle == 0 && self.settings.hides_unreadable {
             return Ok(());
         }
@@ -105,9 +109,6 @@ impl SharedFolder {
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name();
-            if !is_dots(name.to_bytes()) && self.hides(name) {
-                continue;
-            }
             let shown = DirEntry {
                 ino: entry.ino().max(1),
                 offset: entry.next_entry_cookie(),
@@ -124,20 +125,47 @@ impl SharedFolder {
         }
         Ok(())
     }
+
+    /// Visits the entries of the folder of a single file. It is not opened for that, as who owns the file need
+    /// not be allowed to.
+    fn walk_only(
+        &self,
+        node: &Node,
+        only: &CStr,
+        offset: u64,
+        visit: &mut dyn FnMut(Listed<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let folder = self.named(node)?;
+        let file = match of_entry(&*folder, only) {
+            Ok(found) => found.map(|(number, kind)| (only, Ok((kind, number)))),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(error.into()),
+        };
+        walk_known(node.id, file.into_iter(), offset, visit)
+    }
 }
 
-/// Visits the entries of a made up folder. The offset of an entry is its place in the list, from 1.
+/// Visits the entries of a made up folder.
 fn walk_made_up(
     folder: &MadeUp,
     offset: u64,
     visit: &mut dyn FnMut(Listed<'_>) -> io::Result<usize>,
 ) -> io::Result<()> {
-    let own = folder.attributes();
-    let dots = [c".", c".."].map(|name| (name, Ok((own.kind, own.shown.st_ino))));
     let entries = folder.entries().map(|(name, entry)| {
         let found = entry.attributes();
         (name, found.map(|found| (found.kind, found.shown.st_ino)))
     });
+    walk_known(folder.attributes().shown.st_ino, entries, offset, visit)
+}
+
+/// Visits the entries of a folder with this number. The offset of an entry is its place in the list, from 1.
+fn walk_known<'a>(
+    own: u64,
+    entries: impl Iterator<Item = (&'a CStr, Result<(Kind, u64)>)>,
+    offset: u64,
+    visit: &mut dyn FnMut(Listed<'_>) -> io::Result<usize>,
+) -> io::Result<()> {
+    let dots = [c".", c".."].map(|name| (name, Ok((Kind::Folder, own))));
     let all = (1..).zip(dots.into_iter().chain(entries));
     let mut any = false;
     for (offset, (name, found)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {

@@ -296,7 +296,7 @@ impl FileSystem for SharedFolder {
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let node = self.node(node)?;
-        if node.made_up().is_some() {
+        if node.made_up().is_some() || self.settings.only.is_some() {
             // It is listed without being open.
             return Ok((None, self.caching(Kind::Folder)));
         }
