@@ -3,6 +3,7 @@
 //!
 //! Never mentions an async runtime: futures wait for channels, what blocks does so in threads.
 
+#[cfg(target_os = "linux")]
 pub mod hint;
 #[cfg(all(
     target_os = "linux",

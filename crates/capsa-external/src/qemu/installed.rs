@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +14,7 @@ use capsa_core::backend::BackendKind;
 use capsa_core::error::BackendRefusal;
 use capsa_core::escape::one_line;
 use capsa_kvm::hint;
+use capsa_kvm::probe::Freshness;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
@@ -40,10 +41,13 @@ const FILE: &str = "qemu-version.json";
 /// What the process found last, and of which file.
 static LAST: Mutex<Option<(FileIdentity, Installed)>> = Mutex::new(None);
 
+/// What a version is believed for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FileIdentity {
     /// What the version was compared with.
     oldest: (u32, u32),
+    /// The file says nothing of the libraries that it needs.
+    boot_id: String,
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -52,21 +56,22 @@ struct FileIdentity {
 }
 
 impl Installed {
-    /// Finds QEMU on the PATH and asks it for its version, once per file where `cache` is a folder
-    /// for what was found out.
-    pub(super) fn find(cache: Option<&Path>) -> Result<Self, BackendRefusal> {
+    /// Finds QEMU on the PATH and asks it for its version, unless that is known and an earlier answer
+    /// will do: what the process was told, or what `cache` has, a folder for what was found out.
+    pub(super) fn find(freshness: Freshness, cache: Option<&Path>) -> Result<Self, BackendRefusal> {
         let program = on_path().ok_or_else(|| {
             BackendRefusal::new(BackendKind::Qemu, format!("{PROGRAM} is not on the PATH"))
                 .hint("install QEMU: sudo apt-get install qemu-system-x86")
         })?;
-        let identity = FileIdentity::of(&program);
+        let identity = FileIdentity::of(&program).ok();
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(identity), Some((known, installed))) = (&identity, last.as_ref())
-            && identity == known
+        if let (Freshness::Cached, Some((known, installed))) = (freshness, last.as_ref())
+            && identity.as_ref() == Some(known)
         {
             return Ok(installed.clone());
         }
-        let version = version(&program, identity.as_ref(), cache)?;
+        *last = None;
+        let version = version(&program, identity.as_ref(), freshness, cache)?;
         let installed = Self { program, version };
         *last = identity.map(|identity| (identity, installed.clone()));
         Ok(installed)
@@ -74,10 +79,11 @@ impl Installed {
 }
 
 impl FileIdentity {
-    fn of(program: &Path) -> Option<Self> {
-        let metadata = fs::metadata(program).ok()?;
-        Some(Self {
+    fn of(program: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(program)?;
+        Ok(Self {
             oldest: OLDEST,
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?,
             path: program.to_owned(),
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -87,24 +93,36 @@ impl FileIdentity {
     }
 }
 
-/// The version that was kept in `cache` for a file of this identity, or what the program says.
+/// The version that is kept in `cache` for a file of this identity, or what the program says, which is kept
+/// from then on.
 fn version(
     program: &Path,
     identity: Option<&FileIdentity>,
+    freshness: Freshness,
     cache: Option<&Path>,
 ) -> Result<String, BackendRefusal> {
     let Some((identity, cache)) = identity.zip(cache) else {
         return ask_version(program);
     };
     let file = cache.join(FILE);
-    if let Some(version) = hint::load(&file, identity) {
+    if freshness == Freshness::Cached
+        && let Some(version) = hint::load(&file, identity)
+    {
         return Ok(version);
     }
-    let version = ask_version(program)?;
-    if let Err(error) = hint::store(&file, identity, &version) {
+    let said = ask_version(program);
+    let kept = match &said {
+        Ok(version) => hint::store(&file, identity, version),
+        // What was kept is not so any more.
+        Err(_) => match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    };
+    if let Err(error) = kept {
         tracing::debug!(%error, file = %file.display(), "QEMU's version cannot be kept");
     }
-    Ok(version)
+    said
 }
 
 fn on_path() -> Option<PathBuf> {
@@ -141,7 +159,7 @@ fn ask_version(program: &Path) -> Result<String, BackendRefusal> {
 }
 
 /// Runs `program -version` and returns the first KiB of what it prints, within the deadline.
-fn run_bounded(program: &Path) -> std::io::Result<String> {
+fn run_bounded(program: &Path) -> io::Result<String> {
     let mut command = Command::new(program);
     command
         .arg("-version")
@@ -160,14 +178,14 @@ fn run_bounded(program: &Path) -> std::io::Result<String> {
             let left = Timespec::try_from(left).unwrap_or_default();
             let mut readable = [PollFd::new(&stdout, PollFlags::IN)];
             match poll(&mut readable, Some(&left)) {
-                Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(rustix::io::Errno::INTR) => continue,
                 polled => polled?,
             };
             match stdout.read(&mut buffer)? {
                 0 => return Ok(()),
                 length if output.len() < buffer.len() => output.extend(&buffer[..length]),
-                _ => return Err(std::io::ErrorKind::InvalidData.into()),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
     });
@@ -213,24 +231,42 @@ mod tests {
     fn a_program_is_asked_once_while_it_is_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let (program, runs) = (folder.path().join("qemu"), folder.path().join("runs"));
-        let script = "#!/bin/sh\necho >>\"${0%/*}/runs\"; echo QEMU emulator version 9.1.2\n";
-        fs::write(&program, script).unwrap();
-        let permit = |mode| fs::set_permissions(&program, fs::Permissions::from_mode(mode));
-        permit(0o700).unwrap();
-
-        let asked = |cache| {
-            let identity = FileIdentity::of(&program);
-            let said = version(&program, identity.as_ref(), cache).unwrap();
-            assert_eq!(said, "9.1.2");
-            fs::read_to_string(&runs).unwrap().lines().count()
+        let says = |version: &str| {
+            let script =
+                format!("#!/bin/sh\necho >>${{0%/*}}/runs; echo QEMU emulator version {version}\n");
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
         };
+        let asked = |freshness, cache| {
+            let identity = FileIdentity::of(&program).unwrap();
+            let said = version(&program, Some(&identity), freshness, cache);
+            let runs = fs::read_to_string(&runs).unwrap().lines().count();
+            (said.ok(), runs)
+        };
+        let (old, new) = (Some("9.1.2".to_owned()), Some("10.0.0".to_owned()));
         let cache = Some(folder.path());
-        assert_eq!((asked(cache), asked(cache)), (1, 1));
-        assert_eq!(asked(None), 2);
-        permit(0o500).unwrap();
-        assert_eq!((asked(cache), asked(cache)), (3, 3));
+        says("9.1.2");
+        assert_eq!(asked(Freshness::Cached, cache), (old.clone(), 1));
+        assert_eq!(asked(Freshness::Cached, cache), (old.clone(), 1));
+        assert_eq!(asked(Freshness::Cached, None), (old.clone(), 2));
         let missing = folder.path().join("missing");
-        assert_eq!(asked(Some(&missing)), 4);
+        assert_eq!(asked(Freshness::Cached, Some(&missing)), (old.clone(), 3));
+        // Another program, by its size.
+        says("10.0.0");
+        assert_eq!(asked(Freshness::Cached, cache), (new.clone(), 4));
+        assert_eq!(asked(Freshness::Fresh, cache), (new.clone(), 5));
+        assert_eq!(asked(Freshness::Cached, cache), (new, 5));
+
+        // What it says now is not what it has said, though its file is the same.
+        let identity = FileIdentity::of(&program).unwrap();
+        hint::store(&folder.path().join(FILE), &identity, &"9.1.2").unwrap();
+        assert_eq!(asked(Freshness::Cached, cache), (old, 5));
+        let gone = version(&missing, Some(&identity), Freshness::Fresh, cache);
+        assert!(gone.is_err());
+        assert_eq!(
+            hint::load::<_, String>(&folder.path().join(FILE), &identity),
+            None
+        );
     }
 
     #[test]
@@ -240,7 +276,7 @@ mod tests {
         fs::write(&floods, "#!/bin/sh\nexec yes\n").unwrap();
         fs::set_permissions(&floods, fs::Permissions::from_mode(0o700)).unwrap();
         let kind = run_bounded(&floods).unwrap_err().kind();
-        assert_eq!(kind, std::io::ErrorKind::InvalidData);
+        assert_eq!(kind, io::ErrorKind::InvalidData);
         assert!(run_bounded(Path::new("/nonexistent")).is_err());
     }
 }

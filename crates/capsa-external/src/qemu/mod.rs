@@ -101,11 +101,11 @@ impl HypervisorBackend for QemuBackend {
     }
 
     fn probe(&self, fresh: bool) -> Result<BackendInfo, BackendRefusal> {
-        let (freshness, versions) = match fresh {
-            true => (Freshness::Fresh, None),
-            false => (Freshness::Cached, self.cache.as_deref()),
+        let freshness = match fresh {
+            true => Freshness::Fresh,
+            false => Freshness::Cached,
         };
-        let installed = Installed::find(versions)?;
+        let installed = Installed::find(freshness, self.cache.as_deref())?;
         let verdict = capsa_kvm::probe::probe(freshness, self.cache.as_deref());
         let (accelerator, isolation, reason) = match verdict.works() {
             true => (Accelerator::Kvm, Isolation::Hardware, None),
@@ -153,7 +153,7 @@ impl HypervisorBackend for QemuBackend {
         let cache = self.cache.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let overlays = makes_overlays.then(overlays::folder).transpose();
-            let installed = Installed::find(cache.as_deref());
+            let installed = Installed::find(Freshness::Cached, cache.as_deref());
             (installed, firmware::find(), overlays)
         });
         let (installed, firmware, overlays) = looked

@@ -25,7 +25,7 @@ type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 /// Reads a file of the guest; made by [`Sandbox::open_read`](super::Sandbox::open_read).
 ///
 /// The end of the bytes is the end of the file: where the guest cannot go on, or is gone, reading fails,
-/// and the error's source is an [`AgentFailure`]. Dropping it ends the request.
+/// and the error holds an [`AgentFailure`] ([`io::Error::downcast`]). Dropping it ends the request.
 pub struct FileReader {
     chunks: StreamReader<Chunks, Bytes>,
     metadata: FileMetadata,

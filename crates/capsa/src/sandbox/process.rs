@@ -395,8 +395,8 @@ pub struct ProcessStdin(Pipe);
 /// Reads what a program writes. A program whose output nobody reads waits, and no other one does.
 ///
 /// The end of the bytes is the end of the output. Where that is cut off, since the VM or the agent in it has
-/// ended, reading fails after what has come, and the error's source is an [`AgentFailure`]; so it is with
-/// every other failure.
+/// ended, reading fails after what has come, and the error holds an [`AgentFailure`]
+/// ([`io::Error::downcast`]); so it is with every other failure.
 pub struct ProcessOutput(Pipe);
 
 impl AsyncWrite for ProcessStdin {
