@@ -1,5 +1,6 @@
 //! What is told of a network: every decision, with the rule that made it.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
@@ -44,8 +45,11 @@ pub enum Event {
         #[serde(flatten)]
         decision: Decision,
     },
-    /// A flow said a name, or did not say one that it had to.
+    /// A flow that is listened to said a name, or something else than a name. One that says nothing has no
+    /// such event.
     Name {
+        /// The guest's own address, as in the flow's [`Connect`](Self::Connect).
+        from: SocketAddr,
         /// Where the flow goes.
         to: SocketAddr,
         /// The name, if there is one.
@@ -81,4 +85,16 @@ pub enum Limit {
     DnsQuestions,
     /// Questions to the resolver in a second.
     DnsRate,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TcpFlows => "TCP connections",
+            Self::TcpConnecting => "TCP connections that are being connected",
+            Self::UdpFlows => "UDP peers",
+            Self::DnsQuestions => "questions for names",
+            Self::DnsRate => "questions for names in a second",
+        })
+    }
 }

@@ -238,6 +238,7 @@ fn listen(name_needed: bool, data: &[u8], size: usize) -> (Vec<DomainName>, Opti
         };
         match step {
             Step::Pass(length) => passed = passed.saturating_add(length),
+            Step::Unnamed => passed = u64::MAX,
             Step::Ask(name, length) => {
                 names.push(name);
                 passed = passed.saturating_add(length);

@@ -20,6 +20,8 @@ pub(crate) enum Step {
     Pass(u64),
     /// This many may go on if the flow may go to this name.
     Ask(DomainName, u64),
+    /// All may go on: no name is needed, and none will be said in the clear.
+    Unnamed,
     /// It takes more to know.
     More,
     /// The flow ends.
@@ -88,10 +90,10 @@ impl Inspector {
                 Kind::Tls => {
                     let step = tls::client_hello(front);
                     let step = match step {
-                        Step::Refuse(_) if !self.name_needed => Step::Pass(u64::MAX),
+                        Step::Refuse(_) if !self.name_needed => Step::Unnamed,
                         step => step,
                     };
-                    if matches!(step, Step::Ask(..) | Step::Pass(_)) {
+                    if matches!(step, Step::Ask(..) | Step::Unnamed) {
                         self.state = State::Done;
                     }
                     step
@@ -105,7 +107,7 @@ impl Inspector {
                 Kind::Other if self.name_needed => Step::Refuse(Reason::NoWebProtocol),
                 Kind::Other => {
                     self.state = State::Done;
-                    Step::Pass(u64::MAX)
+                    Step::Unnamed
                 }
             },
         }

@@ -16,6 +16,7 @@ fn feed(name_needed: bool, data: &[u8], size: usize) -> (Vec<String>, usize, Opt
         };
         match step {
             Step::Pass(length) => pass(length),
+            Step::Unnamed => pass(u64::MAX),
             Step::Ask(name, length) => {
                 names.push(name.to_string());
                 pass(length);

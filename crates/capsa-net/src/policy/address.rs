@@ -3,6 +3,7 @@
 //! The table is IANA's special-purpose registries (RFC 6890 and its successors) and the metadata services of
 //! clouds. The most specific entry decides.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -35,6 +36,24 @@ pub enum Block {
     Documentation,
     /// Not assigned, or for protocols.
     Reserved,
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "the host itself",
+            Self::Private => "a private network",
+            Self::Shared => "between a provider and its customers",
+            Self::LinkLocal => "of the link only",
+            Self::Metadata => "a cloud's metadata service",
+            Self::Multicast => "many receivers",
+            Self::Broadcast => "every receiver of the link",
+            Self::Unspecified => "no address of a machine",
+            Self::Embedded => "an IPv4 address in the form of an IPv6 one",
+            Self::Documentation => "for documents and benchmarks",
+            Self::Reserved => "reserved",
+        })
+    }
 }
 
 /// A network that is not public.

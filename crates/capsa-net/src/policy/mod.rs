@@ -7,7 +7,9 @@
 mod address;
 mod domain;
 mod rule;
+mod written;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -177,8 +179,8 @@ impl Decision {
     }
 
     /// That a flow may begin because of the same rule.
-    #[cfg(feature = "driver")]
-    pub(crate) fn admitted(&self) -> Self {
+    #[must_use]
+    pub fn admitted(&self) -> Self {
         Self {
             action: Action::Allow,
             reason: if self.rule.is_some() {
@@ -194,6 +196,29 @@ impl Decision {
     #[must_use]
     pub fn allows(&self) -> bool {
         self.action == Action::Allow
+    }
+}
+
+impl fmt::Display for Reason {
+    /// As the end of "it is denied: ...".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rule => "a rule says so",
+            Self::Default => "no rule applies, and this is the default",
+            Self::NotPublic(block) => {
+                return write!(
+                    f,
+                    "no public address ({block}), and no rule for a network means it"
+                );
+            }
+            Self::HostAddress => "the host's own address, and no rule is for it alone",
+            Self::NotResolved => "no answer of the resolver gave the name this address",
+            Self::NoName => "a rule needs a name, and none was said",
+            Self::NoWebProtocol => "a rule needs a name, and this is neither TLS nor HTTP",
+            Self::Malformed => "a rule needs a name, and what was said cannot be understood",
+            Self::Quic => "a rule for a name applies, and HTTP/3 shows none",
+            Self::HostService => "a host service of the configuration",
+        })
     }
 }
 

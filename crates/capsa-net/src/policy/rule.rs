@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::domain::{DomainPattern, NameError};
+use super::written::{NumberOrText, Written};
 
 /// What a guest may reach.
 ///
@@ -40,11 +41,13 @@ pub enum Action {
     Deny,
 }
 
-/// One rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// One rule. In a file it says `allow` or `deny` with its target, and perhaps the ports behind that:
+/// `{ allow = "*.github.com:443" }`, `{ deny = "10.0.0.0/8", ports = "80-90", protocol = "tcp" }`. A text alone
+/// is allowed: `"*.github.com:443"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "Written")]
 pub struct Rule {
-    /// What events call it. Unique in a policy.
+    /// What events call it. Unique in a policy. In a file it is what the rule says, unless it has an `id`.
     pub id: String,
     /// What it does.
     pub action: Action,
@@ -52,14 +55,19 @@ pub struct Rule {
     /// `127.0.0.1` opens what it says, `0.0.0.0/0` opens no private address.
     pub target: Target,
     /// The ports; none is all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<Ports>,
     /// The protocol; none is both.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
     /// How a connection shows that it goes to the name. Has no meaning for a network.
-    #[serde(default)]
     pub check: Check,
+}
+
+/// A target, and perhaps ports behind it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(super) struct Scope {
+    pub(super) target: Target,
+    pub(super) ports: Option<Ports>,
 }
 
 /// What a rule is for.
@@ -72,16 +80,16 @@ pub enum Target {
     Domain(DomainPattern),
 }
 
-/// Ports from the first to the last, both included.
+/// Ports from the first to the last, both included. In a file `443` or `"8000-8100"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "NumberOrText", into = "String")]
 pub struct Ports {
     first: u16,
     last: u16,
 }
 
 /// A protocol above IP that flows have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// TCP.
@@ -137,6 +145,15 @@ pub enum RuleError {
     /// No ports.
     #[error("`{0}` is no port from 1 to 65535, nor a range like 8000-8100")]
     Ports(String),
+    /// Neither, or both.
+    #[error("a rule says either what to `allow` or what to `deny`")]
+    Action,
+    /// Behind the target, and by themselves.
+    #[error("the rule says its ports twice: `{0}` and `{1}`")]
+    PortsTwice(Ports, Ports),
+    /// A check that has no effect.
+    #[error("`check` is how a connection shows a name, and `{0}` is none")]
+    CheckOfNetwork(Target),
 }
 
 impl NetworkPolicy {
@@ -187,12 +204,12 @@ impl Rule {
     }
 
     fn new(action: Action, text: &str) -> Result<Self, RuleError> {
-        let (target, ports) = split_ports(text);
+        let Scope { target, ports } = text.parse()?;
         Ok(Self {
             id: text.to_owned(),
             action,
-            target: target.parse()?,
-            ports: ports.map(str::parse).transpose()?,
+            target,
+            ports,
             protocol: None,
             check: Check::default(),
         })
@@ -203,6 +220,55 @@ impl Rule {
     pub fn with_check(mut self, check: Check) -> Self {
         self.check = check;
         self
+    }
+}
+
+impl fmt::Display for Rule {
+    /// What it is for, as [`Rule::allow`] reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = Scope {
+            target: self.target.clone(),
+            ports: self.ports,
+        };
+        scope.fmt(f)
+    }
+}
+
+impl FromStr for Scope {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let (target, ports) = split_ports(text);
+        Ok(Self {
+            target: target.parse()?,
+            ports: ports.map(str::parse).transpose()?,
+        })
+    }
+}
+
+impl TryFrom<String> for Scope {
+    type Error = RuleError;
+
+    fn try_from(text: String) -> Result<Self, RuleError> {
+        text.parse()
+    }
+}
+
+impl From<Scope> for String {
+    fn from(scope: Scope) -> Self {
+        scope.to_string()
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.target, self.ports) {
+            (target, None) => write!(f, "{target}"),
+            (target @ Target::Network(IpNet::V6(_)), Some(ports)) => {
+                write!(f, "[{target}]:{ports}")
+            }
+            (target, Some(ports)) => write!(f, "{target}:{ports}"),
+        }
     }
 }
 
@@ -250,6 +316,9 @@ impl FromStr for Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Network(network) if network.prefix_len() == network.max_prefix_len() => {
+                write!(f, "{}", network.addr())
+            }
             Self::Network(network) => write!(f, "{network}"),
             Self::Domain(pattern) => write!(f, "{pattern}"),
         }
@@ -310,14 +379,6 @@ impl fmt::Display for Ports {
     }
 }
 
-impl TryFrom<String> for Ports {
-    type Error = RuleError;
-
-    fn try_from(text: String) -> Result<Self, RuleError> {
-        text.parse()
-    }
-}
-
 impl From<Ports> for String {
     fn from(ports: Ports) -> Self {
         ports.to_string()
@@ -334,10 +395,10 @@ mod tests {
             ("crates.io", "crates.io", None),
             ("*.github.com:443", "*.github.com", Some("443")),
             ("10.0.0.0/8:5432", "10.0.0.0/8", Some("5432")),
-            ("10.1.2.3", "10.1.2.3/32", None),
+            ("10.1.2.3", "10.1.2.3", None),
             ("fd00::/8", "fd00::/8", None),
             ("[2001:db8::/32]:80-90", "2001:db8::/32", Some("80-90")),
-            ("[::1]", "::1/128", None),
+            ("[::1]", "::1", None),
         ] {
             let rule = Rule::allow(text).unwrap();
             assert_eq!(rule.id, text);
@@ -363,20 +424,5 @@ mod tests {
             let error = Rule::allow(text).unwrap_err().to_string();
             assert!(error.contains(message), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn a_policy_is_data() {
-        let text = r#"{"default":"deny","rules":[{"id":"db","action":"allow","target":"10.0.0.0/8",
-            "ports":"5432","protocol":"tcp"},{"id":"git","action":"allow","target":"*.github.com"}]}"#;
-        let policy: NetworkPolicy = serde_json::from_str(text).unwrap();
-        let again = serde_json::to_string(&policy).unwrap();
-        assert_eq!(
-            serde_json::from_str::<NetworkPolicy>(&again).unwrap(),
-            policy
-        );
-        assert_eq!(policy.rules[0].ports, Some(5432.into()));
-        let unknown = text.replace("\"default\"", "\"extra\":1,\"default\"");
-        assert!(serde_json::from_str::<NetworkPolicy>(&unknown).is_err());
     }
 }

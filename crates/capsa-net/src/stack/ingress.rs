@@ -309,7 +309,8 @@ impl Stack {
             } => {
                 let decision = otherwise.admitted();
                 let names = names.clone();
-                let inspection = Inspection::new(destination, names, name_needed, otherwise);
+                let inspection =
+                    Inspection::new(ends.guest, destination, names, name_needed, otherwise);
                 (decision, Some(inspection))
             }
         };

@@ -221,8 +221,13 @@ impl Stack {
         take: impl FnOnce(&[u8]) -> Result<usize, E>,
     ) -> Result<Taken, E> {
         let events = &mut self.events;
-        let judge = |Judgement { to, name, decision }| {
-            events.push(Event::Name { to, name, decision });
+        let judge = |judgement: Judgement| {
+            events.push(Event::Name {
+                from: judgement.from,
+                to: judgement.to,
+                name: judgement.name,
+                decision: judgement.decision,
+            });
         };
         self.tcp.take(flow, &self.filter, judge, take)
     }

@@ -71,6 +71,7 @@ pub enum Given {
 #[derive(Debug)]
 pub(super) struct Inspection {
     inspector: Inspector,
+    from: SocketAddr,
     to: Destination,
     /// Those of the address when the connection began: that they are forgotten meanwhile cuts nothing.
     names: Vec<DomainName>,
@@ -80,6 +81,7 @@ pub(super) struct Inspection {
 /// What an inspection decided.
 #[derive(Debug)]
 pub(super) struct Judgement {
+    pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
     pub(super) name: Option<DomainName>,
     pub(super) decision: Decision,
@@ -141,6 +143,7 @@ enum Phase {
 
 impl Inspection {
     pub(super) fn new(
+        from: SocketAddr,
         to: Destination,
         names: Vec<DomainName>,
         name_needed: bool,
@@ -148,6 +151,7 @@ impl Inspection {
     ) -> Self {
         Self {
             inspector: Inspector::new(name_needed),
+            from,
             to,
             names,
             otherwise,
@@ -164,6 +168,7 @@ impl Inspection {
         let (name, decision, length) = match self.inspector.step(front) {
             Step::More => return Some(0),
             Step::Pass(length) => return Some(length),
+            Step::Unnamed => (None, self.otherwise.clone(), u64::MAX),
             Step::Refuse(reason) => (None, self.refused(reason), 0),
             Step::Ask(name, length) => {
                 let decision = filter.admit_name(&name, self.to, &self.names);
@@ -172,6 +177,7 @@ impl Inspection {
         };
         let allowed = decision.allows();
         judge(Judgement {
+            from: self.from,
             to: self.to.address,
             name,
             decision,
@@ -371,6 +377,7 @@ impl Table {
             entry.passed = match inspection.look(&self.head[..length], filter, &mut judge) {
                 Some(0) if ended => {
                     judge(Judgement {
+                        from: inspection.from,
                         to: inspection.to.address,
                         name: None,
                         decision: inspection.refused(Reason::Malformed),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use capsa_net::policy::{Block, Check, NetworkPolicy, Reason, Rule};
+use capsa_net::policy::{Action, Block, Check, NetworkPolicy, Reason, Rule};
 use capsa_net::{Event, HostService, UserNetwork};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::TXT;
@@ -388,11 +388,35 @@ fn events_are_lines_of_json() {
             r#"{{"event":"connect","protocol":"tcp",{},"to":"93.184.216.34:80","names":["a.com"],"action":"allow","reason":"rule","rule":"a.com"}}"#,
             port(&lines[1]).unwrap()
         ),
-        r#"{"event":"name","to":"93.184.216.34:80","name":"b.com","action":"deny","reason":"default"}"#.to_owned(),
+        format!(
+            r#"{{"event":"name",{},"to":"93.184.216.34:80","name":"b.com","action":"deny","reason":"default"}}"#,
+            port(&lines[1]).unwrap()
+        ),
         format!(
             r#"{{"event":"connect","protocol":"tcp",{},"to":"169.254.169.254:80","names":[],"action":"deny","reason":{{"not-public":"metadata"}}}}"#,
             port(&lines[3]).unwrap()
         ),
     ];
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn what_says_no_name_is_told_where_one_is_listened_for() {
+    let policy = NetworkPolicy::public().rule(Rule::deny("tracker.com").unwrap());
+    let mut lab = lab(policy);
+    let mut said = |bytes: &[u8]| {
+        lab.events();
+        say(&mut lab, to(SHARED, 443), bytes);
+        let events = lab.events().into_iter();
+        let names = events.filter_map(|event| match event {
+            Event::Name { name, decision, .. } => Some((name, decision.action)),
+            _ => None,
+        });
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(said(b"SSH-2.0-x\r\n"), [(None, Action::Allow)]);
+    assert_eq!(said(&tls(None)), [(None, Action::Allow)]);
+    let named = [(Some("a.com".parse().unwrap()), Action::Allow)];
+    assert_eq!(said(&tls(Some("a.com"))), named);
+    assert_eq!(said(b""), []);
 }
