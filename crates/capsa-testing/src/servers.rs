@@ -1,7 +1,7 @@
-//! Servers for tests of networks, on loopback addresses of the host. Each runs as long as the runtime that it
+//! Servers for tests of networks, on loopback addresses of the host or where they are told to be. Each runs as long as the runtime that it
 //! was started on.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::rdata::A;
@@ -10,11 +10,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// Any free port of the host itself.
-const ANY: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A resolver that knows these names, and of them only their IPv4 addresses.
 pub async fn names<const N: usize>(known: [(&'static str, Ipv4Addr); N]) -> SocketAddr {
-    let socket = UdpSocket::bind(ANY).await.expect("a socket");
+    names_at(ANY, known).await
+}
+
+/// The same at this address.
+pub async fn names_at<const N: usize>(
+    at: SocketAddr,
+    known: [(&'static str, Ipv4Addr); N],
+) -> SocketAddr {
+    let socket = UdpSocket::bind(at).await.expect("a socket");
     let address = socket.local_addr().expect("its address");
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
@@ -41,7 +49,12 @@ pub async fn names<const N: usize>(known: [(&'static str, Ipv4Addr); N]) -> Sock
 
 /// A web server whose every page is `page`.
 pub async fn web(page: &'static str) -> SocketAddr {
-    tcp(move |mut stream| async move {
+    web_at(ANY, page).await
+}
+
+/// The same at this address.
+pub async fn web_at(at: SocketAddr, page: &'static str) -> SocketAddr {
+    tcp_at(at, move |mut stream| async move {
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
             match stream.read_u8().await {
@@ -62,7 +75,14 @@ pub async fn tcp<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAd
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind(ANY).await.expect("a listener");
+    tcp_at(ANY, serve).await
+}
+
+async fn tcp_at<F>(at: SocketAddr, serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind(at).await.expect("a listener");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
         loop {

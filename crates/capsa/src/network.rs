@@ -40,8 +40,8 @@
 //! What a policy does not stop is in SECURITY.md.
 
 pub use capsa_net::policy::{
-    Action, Block, Check, Decision, DomainName, DomainPattern, NameError, NetworkPolicy,
-    PolicyProblem, Ports, Protocol, Reason, Rule, RuleError, Target,
+    Action, Admission, Block, Check, Decision, Destination, DomainName, DomainPattern, Filter,
+    NameError, NetworkPolicy, PolicyProblem, Ports, Protocol, Reason, Rule, RuleError, Target,
 };
 pub use capsa_net::{
     Cluster, ClusterError, ClusterMember, ClusterProblem, ConfigProblem, Event, HOST_NAME,
