@@ -70,6 +70,12 @@ pub(crate) const MKE2FS: Package = Package {
     evidence: Evidence::Program("mke2fs"),
 };
 
+/// Lays cables between the machines of a test.
+pub(crate) const IPROUTE2: Package = Package {
+    name: "iproute2",
+    evidence: Evidence::Program("ip"),
+};
+
 /// Makes and checks qcow2 images.
 pub(crate) const QEMU_IMG: Package = Package {
     name: "qemu-utils",

@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use crate::guest::{self, Profile};
 use crate::kvm;
 use crate::nextest::{self, Counts, EVERYTHING};
-use crate::packages::{self, ARCHIVERS, BUSYBOX, FIRMWARE, MKE2FS, OBJCOPY, QEMU, QEMU_IMG};
+use crate::packages::{
+    self, ARCHIVERS, BUSYBOX, FIRMWARE, IPROUTE2, MKE2FS, OBJCOPY, QEMU, QEMU_IMG,
+};
 use crate::step::Steps;
 use crate::tools;
 use crate::workspace::{self, cargo, check, debug_folder};
@@ -26,7 +28,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let mut steps = Steps::default();
     let mut counts = Counts::default();
     steps.need("install packages", || {
-        let guests = [QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG];
+        let guests = [QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG, IPROUTE2];
         packages::provide(guests.iter().chain(&ARCHIVERS))
     })?;
     steps.need("build the test runner", || tools::provide(tools::NEXTEST))?;

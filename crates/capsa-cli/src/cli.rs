@@ -11,8 +11,10 @@ use clap_complete::Shell;
 
 use crate::disk::{DiskArg, DiskFormat};
 use crate::exec::EnvArg;
+use crate::network::NetworkArgs;
+use crate::policy::DestinationArg;
 use crate::root::RootArgs;
-use crate::settings::{ConsoleSetting, NetworkSetting};
+use crate::settings::ConsoleSetting;
 use crate::{quantity, share};
 
 /// Runs virtual machines for isolated work.
@@ -26,8 +28,7 @@ use crate::{quantity, share};
 Examples:
   capsa setup                    make the guest kit, once: a small Linux
   capsa exec -- uname -a         run a command in a fresh VM
-  capsa run                      boot it to a shell: see `capsa run --help`
-  echo 'uname -a' | capsa run    have it run commands"
+  capsa run                      boot it to a shell: see `capsa run --help`"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -70,6 +71,9 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Say what a policy of the network lets through
+    #[command(subcommand, subcommand_value_name = "WHAT", after_help = POLICY_EXAMPLES)]
+    Policy(PolicyCommand),
     /// Print the version
     #[command(after_help = "Example:\n  capsa version")]
     Version,
@@ -86,7 +90,8 @@ Example:
 }
 
 const EXEC_DETAILS: &str = "\
-The command runs as root in a Linux of its own, in memory, without a network;
+The command runs as root in a Linux of its own, in memory, without a network
+unless --net says otherwise;
 busybox has the usual programs, unless --root says otherwise. Its environment is
 PATH, HOME, LANG, TERM and what --env and --env-file give it; of two values the
 later counts, and --env after any file. What it prints is printed here, byte for
@@ -300,10 +305,8 @@ pub(crate) struct MachineArgs {
     )]
     pub(crate) shares: Vec<SharedDir>,
 
-    /// How the guest reaches a network; nat is public addresses only
-    /// [default: nat for run, none for exec]
-    #[arg(long = "net", alias = "network", value_name = "MODE")]
-    pub(crate) network: Option<NetworkSetting>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 
     /// The number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
@@ -384,6 +387,78 @@ pub(crate) struct SetupArgs {
     /// Make it in this folder
     #[arg(long, value_name = "FOLDER")]
     pub(crate) folder: Option<PathBuf>,
+}
+
+const POLICY_EXAMPLES: &str = "\
+Examples:
+  capsa policy check policy.toml crates.io:443
+  capsa policy learn -o policy.toml -- wget -O /dev/null http://example.com";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Say which rule decides about a connection, and why
+    #[command(after_help = CHECK_DETAILS)]
+    Check(CheckArgs),
+    /// Run a command, and print the smallest policy that allows what it used
+    #[command(after_help = LEARN_EXAMPLES, after_long_help = format!("{LEARN_DETAILS}\n{LEARN_EXAMPLES}"))]
+    Learn(Box<LearnArgs>),
+}
+
+const LEARN_DETAILS: &str = "\
+The command runs as with `capsa exec`, with the same options and exit status, and
+with a network that reaches every public address. When it has ended, the policy
+that would have allowed it is printed on standard error, or written to --output.
+It names what the command named: a name rather than its address, and the port. What
+was denied since it is not public is listed there, and not allowed.
+
+What looks like HTTP or TLS is understood as under a rule for a name, and what of it
+cannot be understood is denied.
+";
+
+const LEARN_EXAMPLES: &str = "\
+Examples:
+  capsa exec --net policy=policy.toml -- wget -O /dev/null http://example.com
+  capsa policy learn -o policy.toml -- wget -O /dev/null http://example.com";
+
+#[derive(Debug, Args)]
+pub(crate) struct LearnArgs {
+    /// Write the policy to this file, and not to standard error
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+const CHECK_DETAILS: &str = "\
+The exit status is 0 when the connection is allowed, 1 when it is denied, and 2
+when the policy or the question makes no sense. Nothing is asked on the network:
+a name is decided about when it is resolved, when its address is connected to,
+and when the connection says it, and all three are told.
+
+Example:
+  capsa policy check policy.toml crates.io:443";
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The policy
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    // A doc comment would make a link of the brackets.
+    #[arg(
+        value_name = "HOST:PORT",
+        help = "Where to: crates.io:443, 10.0.0.1:80, [2001:db8::1]:80"
+    )]
+    pub(crate) to: DestinationArg,
+
+    /// Over UDP; otherwise it is TCP
+    #[arg(long)]
+    pub(crate) udp: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 fn user(text: &str) -> Result<User, &'static str> {

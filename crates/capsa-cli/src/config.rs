@@ -25,7 +25,11 @@
 //! timeout = "5m"
 //!
 //! [network]
-//! mode = "none"               # or "nat"
+//! mode = "nat"                # or "none"; or one of these two:
+//! # allow = ["crates.io", "*.github.com:443", "10.0.0.0/8:5432"]
+//! # policy = "policy.toml"
+//! publish = ["8080:80"]
+//! log = "network.jsonl"
 //!
 //! [console]
 //! mode = "stdio"
@@ -41,61 +45,24 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use capsa::network::{NetworkPolicy, PortForward};
 use capsa::{KernelCmdline, MountMode, ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsConfig};
 use serde::Deserialize;
 
 use crate::disk::{self, DiskFormat};
-use crate::settings::{Boot, ConsoleSetting, NetworkSetting, Settings, System};
-use crate::{nearest, quantity};
+use crate::network::{NetworkSetting, NetworkSettings, publish};
+use crate::settings::{Boot, ConsoleSetting, Settings, System};
+use crate::toml_file::TomlFile;
+use crate::{policy, quantity};
 
-/// Most bytes of a file: far more than any configuration, and bounded for who names a disk image
-/// or a device by mistake.
-const MAX_BYTES: u64 = 1 << 20;
-
-/// Reads a configuration file. An error names the file, the line, and the nearest valid name.
+/// Reads a configuration file. An error names the file, and for everything that is wrong the line and the
+/// nearest valid name.
 pub(crate) fn read(path: &Path) -> Result<Settings, String> {
-    let name = path.display();
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| format!("cannot read {name}: {error}"))?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(format!(
-            "{name} is not a configuration: it has over {MAX_BYTES} bytes"
-        ));
-    }
-    let config: Config = toml::from_str(&text).map_err(|error| {
-        let line = error.span().map(|span| line_of(&text, span.start));
-        let place = line.map(|line| format!(":{line}")).unwrap_or_default();
-        format!("{name}{place}: {}", explain(error.message()))
-    })?;
-    Ok(config.settings(path.parent().unwrap_or(Path::new(""))))
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text
-        .bytes()
-        .take(offset)
-        .filter(|byte| *byte == b'\n')
-        .count()
-}
-
-/// What serde says, with the nearest name. It says ``unknown field `a`, expected one of `b`, `c` ``
-/// (serde::de::Error::unknown_field and unknown_variant), so every second part is a name.
-fn explain(message: &str) -> String {
-    let what = [("unknown field", "key"), ("unknown variant", "value")]
-        .into_iter()
-        .find_map(|(start, what)| message.starts_with(start).then_some(what));
-    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    match (what, names.as_slice()) {
-        (Some(what), [found, valid @ ..]) => nearest::unknown(what, found, valid),
-        _ => message.to_owned(),
-    }
+    let config: Config = TomlFile::read(path, "a configuration")?.parse()?;
+    config.settings(path.parent().unwrap_or(Path::new("")))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -178,9 +145,85 @@ impl TryFrom<String> for Timeout {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(try_from = "NetworkKeys")]
 struct NetworkTable {
-    mode: Option<NetworkSetting>,
+    reach: Option<Reach>,
+    publish: Vec<Published>,
+    log: Option<PathBuf>,
+}
+
+/// What the guest reaches.
+#[derive(Debug)]
+enum Reach {
+    None,
+    Nat,
+    Allowed(NetworkPolicy),
+    Policy(PathBuf),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NetworkKeys {
+    mode: Option<Mode>,
+    allow: Option<Allowed>,
+    policy: Option<PathBuf>,
+    publish: Vec<Published>,
+    log: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    None,
+    Nat,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+struct Allowed(NetworkPolicy);
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Published(PortForward);
+
+impl TryFrom<Vec<String>> for Allowed {
+    type Error = String;
+
+    fn try_from(list: Vec<String>) -> Result<Self, String> {
+        policy::allowing(&list.join(",")).map(Self)
+    }
+}
+
+impl TryFrom<String> for Published {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        publish::parse(&text).map(Self)
+    }
+}
+
+impl TryFrom<NetworkKeys> for NetworkTable {
+    type Error = &'static str;
+
+    fn try_from(keys: NetworkKeys) -> Result<Self, &'static str> {
+        let reach = match (keys.mode, keys.allow, keys.policy) {
+            (None, None, None) => None,
+            (Some(Mode::None), None, None) => Some(Reach::None),
+            (Some(Mode::Nat), None, None) => Some(Reach::Nat),
+            (None, Some(Allowed(policy)), None) => Some(Reach::Allowed(policy)),
+            (None, None, Some(file)) => Some(Reach::Policy(file)),
+            _ => {
+                return Err(
+                    "`mode`, `allow` and `policy` all say what the guest reaches: keep one",
+                );
+            }
+        };
+        Ok(Self {
+            reach,
+            publish: keys.publish,
+            log: keys.log,
+        })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -226,7 +269,7 @@ struct CmdlineTable {
 
 impl Config {
     /// The settings, with paths relative to `base`.
-    fn settings(self, base: &Path) -> Settings {
+    fn settings(self, base: &Path) -> Result<Settings, String> {
         let resolve = |path: PathBuf| base.join(path);
         let further = |entry: FurtherDisk| {
             let mut disk = disk::image(resolve(entry.path), entry.format);
@@ -234,7 +277,7 @@ impl Config {
             disk.ephemeral = entry.ephemeral;
             disk
         };
-        Settings {
+        Ok(Settings {
             system: self.guest.os,
             boot: self.guest.boot,
             kernel: self.boot.kernel.map(resolve),
@@ -249,14 +292,32 @@ impl Config {
                 .into_values()
                 .map(|share| share.shared(base))
                 .collect(),
-            network: self.network.mode,
+            network: self.network.settings(base)?,
             console: self.console.mode,
             cpus: self.resources.cpus,
             memory_mb: self.resources.memory.map(|memory| memory.0),
             timeout: self.resources.timeout.map(|timeout| timeout.0),
             cmdline: KernelCmdline::new().args(self.cmdline.extra),
             ..Settings::default()
-        }
+        })
+    }
+}
+
+impl NetworkTable {
+    fn settings(self, base: &Path) -> Result<NetworkSettings, String> {
+        let setting = self.reach.map(|reach| {
+            Ok::<_, String>(match reach {
+                Reach::None => NetworkSetting::None,
+                Reach::Nat => NetworkSetting::Nat,
+                Reach::Allowed(policy) => NetworkSetting::Policy(policy),
+                Reach::Policy(file) => NetworkSetting::Policy(policy::read(&base.join(file))?),
+            })
+        });
+        Ok(NetworkSettings {
+            setting: setting.transpose()?,
+            publish: self.publish.into_iter().map(|port| port.0).collect(),
+            log: self.log.map(|file| base.join(file)),
+        })
     }
 }
 

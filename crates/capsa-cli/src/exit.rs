@@ -22,6 +22,8 @@ impl Exit {
     pub(crate) const SUCCESS: Self = Self(0);
     /// The VM failed: it did not start, crashed, or its kernel panicked.
     pub(crate) const VM_FAILED: Self = Self(1);
+    /// What `policy check` was asked about is denied.
+    pub(crate) const DENIED: Self = Self(1);
     /// What was asked for makes no sense. Usage errors of clap have this status too.
     pub(crate) const USAGE: Self = Self(2);
     /// Something is missing on this machine: a backend, the guest kit, a file.
@@ -195,10 +197,12 @@ impl From<Error> for Failure {
 pub(crate) fn usage(error: &clap::Error) -> ! {
     let mut args = std::env::args_os().skip(1).take_while(|arg| arg != "--");
     let is_option = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
-    let is_exec = args
-        .find(|arg| !is_option(arg))
-        .is_some_and(|first| first == "exec");
-    if !(is_exec && error.use_stderr()) {
+    let mut word = || args.find(|arg| !is_option(arg));
+    let runs_command = match word() {
+        Some(first) if first == "policy" => word().is_some_and(|second| second == "learn"),
+        first => first.is_some_and(|first| first == "exec"),
+    };
+    if !(runs_command && error.use_stderr()) {
         error.exit()
     }
     // There is nothing to do about a standard error that does not work.

@@ -5,7 +5,8 @@
 //! config (what a file says)┴─> settings ─> run ─┬─> session   a person at a terminal
 //!                                              ├─> script    lines for the guest kit's shell
 //!                                              └─> forward   bytes for anything else
-//! cli ─> exec   a command in a sandbox
+//! cli ─> exec     a command in a sandbox
+//! cli ─> policy   what the network lets through
 //! ```
 //!
 //! Everything that ends the program passes through `main`: one place decides the exit status.
@@ -23,6 +24,8 @@ mod forward;
 mod keys;
 mod messages;
 mod nearest;
+mod network;
+mod policy;
 mod progress;
 mod prompt;
 mod quantity;
@@ -37,6 +40,7 @@ mod signals;
 mod stdin;
 mod stdout;
 mod terminal;
+mod toml_file;
 
 use std::process::ExitCode;
 
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         Command::Exec(args) => exec::exec(*args, cli.verbose > 0),
         Command::Backends { json } => backends::backends(json),
         Command::Doctor { json } => doctor::doctor(json),
+        Command::Policy(command) => policy::policy(command, cli.verbose > 0),
         Command::Version => stdout::text(&format!("capsa {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Setup(args) => setup::setup(args),
         Command::Completions { shell } => completions::completions(shell),

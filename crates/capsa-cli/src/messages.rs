@@ -38,6 +38,11 @@ pub(crate) fn quote(line: &str) {
     say(&format!("  | {line}\n"));
 }
 
+/// Shows a text for people, which may be copied to a file.
+pub(crate) fn document(text: &str) {
+    say(text);
+}
+
 /// Rings the terminal's bell.
 pub(crate) fn bell() {
     say("\x07");

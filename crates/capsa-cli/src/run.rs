@@ -8,6 +8,7 @@ use tokio::runtime;
 use crate::cli::RunArgs;
 use crate::console::Screen;
 use crate::exit::{Done, Exit, Failure};
+use crate::network::{NetworkSettings, Watch};
 use crate::progress::Spinner;
 use crate::settings::{Builder, ConsoleSetting, Settings};
 use crate::signals::Signals;
@@ -36,10 +37,12 @@ async fn boot(mut settings: Settings) -> Done {
         settings.terminal = terminal::kind();
     }
     let boots_kit = settings.boots_kit();
+    let network = settings.network.clone();
     let vm = match settings.builder()? {
         Builder::Linux(builder) => builder.build().await?,
         Builder::Uefi(builder) => builder.build().await?,
     };
+    let watch = Watch::start(&vm, network.open_log()?, None);
     warn_of_root();
     announce(vm.backend());
     match boots_kit {
@@ -48,7 +51,7 @@ async fn boot(mut settings: Settings) -> Done {
     }
     let mut signals = Signals::new()?;
     let outcome = tokio::select! {
-        outcome = talk.start(&vm) => outcome,
+        outcome = talk.start(&vm, &network) => outcome,
         () = signals.obey(&vm) => Ok(()),
     };
     match &outcome {
@@ -60,6 +63,7 @@ async fn boot(mut settings: Settings) -> Done {
         },
         Err(_) => vm.kill().await?,
     }
+    watch.finish().await;
     let exit = match vm.exit_reason() {
         Some(reason) => Exit::of_vm(&reason),
         None => Exit::VM_FAILED,
@@ -115,7 +119,7 @@ impl Talk {
     }
 
     /// Starts the VM, and talks until it ends.
-    async fn start(self, vm: &VmHandle) -> Result<(), Failure> {
+    async fn start(self, vm: &VmHandle, network: &NetworkSettings) -> Result<(), Failure> {
         let raw = match self {
             Self::Session { .. } => Some(RawMode::enter().map_err(|source| Failure::Stream {
                 action: "set the terminal's mode",
@@ -125,8 +129,12 @@ impl Talk {
         };
         // The spinner draws where the messages go; they come first.
         messages::finish();
-        let spinner = Spinner::new("booting");
+        let spinner = Spinner::new("starting");
         vm.start().await?;
+        drop(spinner);
+        network.announce(vm);
+        messages::finish();
+        let spinner = Spinner::new("booting");
         if self == Self::Silent {
             drop(spinner);
             let _spinner = Spinner::new("running; Ctrl-C stops the guest");

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::cli::{BootCommand, LinuxArgs, RunArgs, VmArgs};
 use crate::config;
 use crate::exit::Failure;
+use crate::network::{NetworkSetting, NetworkSettings};
 
 /// Who gets the console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -32,23 +33,6 @@ impl From<ConsoleSetting> for ConsoleMode {
         match setting {
             ConsoleSetting::Stdio | ConsoleSetting::Enabled => Self::Enabled,
             ConsoleSetting::Disabled => Self::Disabled,
-        }
-    }
-}
-
-/// How the guest reaches a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum NetworkSetting {
-    None,
-    Nat,
-}
-
-impl From<NetworkSetting> for NetworkMode {
-    fn from(setting: NetworkSetting) -> Self {
-        match setting {
-            NetworkSetting::None => Self::None,
-            NetworkSetting::Nat => Self::Nat,
         }
     }
 }
@@ -88,7 +72,7 @@ pub(crate) struct Settings {
     /// Further disks.
     pub(crate) disks: Vec<DiskImage>,
     pub(crate) shares: Vec<SharedDir>,
-    pub(crate) network: Option<NetworkSetting>,
+    pub(crate) network: NetworkSettings,
     pub(crate) console: Option<ConsoleSetting>,
     pub(crate) cpus: Option<u32>,
     pub(crate) memory_mb: Option<u32>,
@@ -145,7 +129,7 @@ impl Settings {
         let machine = args.machine;
         self.shares.extend(machine.shares);
         Self {
-            network: machine.network.or(self.network),
+            network: NetworkSettings::from(machine.network).over(self.network),
             console: args.console.or(self.console),
             cpus: machine.cpus.or(self.cpus),
             memory_mb: machine.memory.or(self.memory_mb),
@@ -231,12 +215,13 @@ impl Settings {
     /// The builder.
     pub(crate) fn builder(self) -> Result<Builder, Failure> {
         self.check()?;
+        let network = self.network.mode(NetworkSetting::Nat)?;
         Ok(match self.boot {
             Boot::Uefi => Builder::Uefi({
                 let disk = self.disk.clone().ok_or_else(no_boot_disk)?;
                 let mut boot = UefiBootConfig::new(disk);
                 boot.variables = self.variables.clone().map(EfiVariableStore::new);
-                self.rest(Capsa::vm(boot))
+                self.rest(Capsa::vm(boot), network)
             }),
             Boot::Direct => Builder::Linux({
                 let mut boot = match &self.kernel {
@@ -257,12 +242,12 @@ impl Settings {
                     builder = builder.cmdline_arg(CmdlineArg::kv("capsa.term", terminal));
                 }
                 let cmdline = self.cmdline.clone();
-                self.rest(builder).cmdline(cmdline)
+                self.rest(builder, network).cmdline(cmdline)
             }),
         })
     }
 
-    fn rest<B>(self, builder: VmBuilder<B>) -> VmBuilder<B> {
+    fn rest<B>(self, builder: VmBuilder<B>, network: Option<NetworkMode>) -> VmBuilder<B> {
         let builder = builder
             .backend(self.backend)
             .console(self.console().into())
@@ -271,7 +256,7 @@ impl Settings {
         let builder = with(builder, self.cpus, VmBuilder::cpus);
         let builder = with(builder, self.memory_mb, VmBuilder::memory_mb);
         let builder = with(builder, self.timeout, VmBuilder::timeout);
-        let builder = with(builder, self.network, VmBuilder::network);
+        let builder = with(builder, network, VmBuilder::network);
         let builder = with(builder, self.isolation, VmBuilder::require_isolation);
         with(builder, self.name, VmBuilder::name)
     }

@@ -40,7 +40,9 @@ fn every_key_has_its_effect() {
         memory = "2G"
         timeout = "5m"
         [network]
-        mode = "nat"
+        allow = ["a.com", "b.com:443"]
+        publish = ["8080:80"]
+        log = "net.log"
         [console]
         mode = "enabled"
         [shares.b]
@@ -69,7 +71,13 @@ fn every_key_has_its_effect() {
         cpus: Some(2),
         memory_mb: Some(2048),
         timeout: Some(Duration::from_secs(300)),
-        network: Some(NetworkSetting::Nat),
+        network: NetworkSettings {
+            setting: Some(NetworkSetting::Policy(
+                policy::allowing("a.com,b.com:443").unwrap(),
+            )),
+            publish: vec![publish::parse("8080:80").unwrap()],
+            log: Some(here("net.log")),
+        },
         console: Some(ConsoleSetting::Enabled),
         shares: vec![
             SharedDir::new("/usr", "/host", MountMode::ReadOnly),
@@ -96,54 +104,111 @@ fn an_error_names_the_line_and_the_nearest_name() {
     for (text, expected) in [
         (
             "[boot]\nkernle = 'x'",
-            "vm.toml:2: unknown key `kernle`; the nearest is `kernel`, \
+            "vm.toml:2:1: unknown key `kernle`; the nearest is `kernel`, \
              of `kernel`, `initrd`, `variables`",
         ),
         (
             "\n[resource]\ncpus = 1",
-            "vm.toml:2: unknown key `resource`; the nearest is `resources`",
+            "vm.toml:2:2: unknown key `resource`; the nearest is `resources`",
         ),
         (
             "[guest]\nboot = 'efi'",
-            "vm.toml:2: unknown value `efi`; the nearest is `uefi`",
+            "vm.toml:2:8: unknown value `efi`; the nearest is `uefi`",
         ),
         ("[guest]\nos = 'linus'", "the nearest is `linux`"),
         (
             "[shares.x]\nhost = '.'\nguest = '/x'\nmode = 'wr'",
-            "vm.toml:4: unknown value `wr`",
+            "vm.toml:4:8: unknown value `wr`",
         ),
-        ("[shares.x]\nhost = '.'", "vm.toml:1: missing field `guest`"),
+        (
+            "[shares.x]\nhost = '.'",
+            "vm.toml:1:1: the key `guest` is missing",
+        ),
         (
             "[disk]\npath = 'a'\nformat = 'vmdk'",
-            "vm.toml:3: unknown value `vmdk`",
+            "vm.toml:3:10: unknown value `vmdk`",
         ),
         (
             "[disk]\npath = 'a'\nread_only = true",
-            "vm.toml:3: unknown key `read_only`",
+            "vm.toml:3:1: unknown key `read_only`",
         ),
-        ("[resources]\nmemory = '2X'", "vm.toml:2: "),
+        ("[resources]\nmemory = '2X'", "vm.toml:2:10: "),
         (
             "[resources]\nmemory = 2048",
-            "vm.toml:2: invalid type: integer `2048`, expected a string",
+            "vm.toml:2:10: invalid type: integer `2048`, expected a string",
         ),
         ("[resources]\ntimeout = '5'", "a time is written 90s or 5m"),
-        ("[resources]\ncpus = -1", "vm.toml:2: "),
+        ("[resources]\ncpus = -1", "vm.toml:2:8: "),
         (
             "[resources]\ncpus = 'two'",
-            "vm.toml:2: invalid type: string \"two\", expected u32",
+            "vm.toml:2:8: invalid type: string \"two\", expected u32",
         ),
-        ("[boot]\nkernel = ", "vm.toml:2: "),
+        ("[boot]\nkernel = ", "vm.toml:2:10: "),
         (
             "[boot]\nkernel = 'a'\nkernel = 'b'",
-            "vm.toml:3: duplicate key",
+            "vm.toml:3:1: duplicate key",
         ),
-        ("x", "vm.toml:1: "),
-        ("[cmdline]\nextra = 'quiet'", "vm.toml:2: invalid type"),
+        ("x", "vm.toml:1:2: "),
+        ("[cmdline]\nextra = 'quiet'", "vm.toml:2:9: invalid type"),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.contains(expected), "{text:?} gave: {error}");
         assert!(error.starts_with("vm.toml:"), "{error}");
     }
+}
+
+#[test]
+fn a_network_is_reached_in_one_way() {
+    let reach = |keys: &str| parse(&format!("[network]\n{keys}")).map(|said| said.network.setting);
+    assert_eq!(reach("mode = 'nat'"), Ok(Some(NetworkSetting::Nat)));
+    assert_eq!(reach("mode = 'none'"), Ok(Some(NetworkSetting::None)));
+    assert_eq!(reach("publish = ['80:80']"), Ok(None));
+    for (keys, error) in [
+        (
+            "mode = 'nat'\nallow = ['a.com']",
+            "vm.toml:1:1: `mode`, `allow` and `policy`",
+        ),
+        ("mode = 'bridge'", "vm.toml:2:8: unknown value `bridge`"),
+        (
+            "allow = ['a.com', '*.com']",
+            "vm.toml:2:9: rule `*.com` allows",
+        ),
+        (
+            "publish = ['80:80', '80']",
+            "vm.toml:2:11: `80` is only one port",
+        ),
+        (
+            "policy = 'gone.toml'",
+            "cannot read gone.toml: No such file",
+        ),
+    ] {
+        let refused = reach(keys).unwrap_err();
+        assert!(refused.starts_with(error), "{keys}: {refused}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm.toml");
+    fs::write(&path, "[network]\npolicy = 'p.toml'").unwrap();
+    fs::write(
+        folder.path().join("p.toml"),
+        "default = 'deny'\nrules = ['a.com']",
+    )
+    .unwrap();
+    let setting = NetworkSetting::Policy(policy::allowing("a.com").unwrap());
+    assert_eq!(read(&path).unwrap().network.setting, Some(setting));
+}
+
+#[test]
+fn every_error_of_a_file_is_told() {
+    let text = "[boot]\nkernle = 'x'\n[resources]\nmemory = 2048\ncpus = 'two'\n\
+        [shares.x]\nhost = '.'\nguest = 1\n[[disks]]\npath = 'd'\nro = true";
+    let error = parse(text).unwrap_err();
+    let expected = ["2:1", "4:10", "5:8", "8:9", "11:1"];
+    for place in expected {
+        let begins = |line: &&str| line.starts_with(&format!("vm.toml:{place}: "));
+        assert!(error.lines().any(|line| begins(&line)), "{place}: {error}");
+    }
+    // That a share needs a `guest` is not said on top of what is wrong with the one that is there.
+    assert_eq!(error.lines().count(), expected.len(), "{error}");
 }
 
 #[test]

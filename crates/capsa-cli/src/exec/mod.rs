@@ -9,6 +9,7 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, stdin, stdout};
+use std::mem;
 use std::time::Duration;
 
 use capsa::{
@@ -20,8 +21,11 @@ use tokio::runtime;
 use self::guest_log::GuestLog;
 use self::status_file::StatusFile;
 use self::streams::Streams;
-use crate::cli::{ExecArgs, MachineArgs};
+use crate::cli::{ExecArgs, LearnArgs, MachineArgs};
 use crate::exit::{Done, Exit, Failure};
+use crate::network::{NetworkSetting, NetworkSettings, Watch};
+use crate::policy::learn::Destination;
+use crate::policy::{self, Learner};
 use crate::progress::Spinner;
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
@@ -74,10 +78,35 @@ impl From<ExecStatus> for Outcome {
 }
 
 /// Runs the command to its end. `verbose` shows how the guest boots.
-pub(crate) fn exec(mut args: ExecArgs, verbose: bool) -> Done {
+pub(crate) fn exec(args: ExecArgs, verbose: bool) -> Done {
+    report(args, verbose, Command::new)
+}
+
+/// The same, and writes the policy that would have allowed what it used of the network.
+pub(crate) fn learn(args: LearnArgs, verbose: bool) -> Done {
+    let LearnArgs { output, exec } = args;
+    report(exec, verbose, |args| {
+        let mut command = Command::new(args)?;
+        if command.network.setting.is_some() {
+            let message = "--net: what is learned from has every public address";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        let watching = policy::watching().map_err(|error| Failure::Usage(error.to_string()))?;
+        command.network.setting = Some(NetworkSetting::Policy(watching));
+        command.learned = Some(Destination::new(output)?);
+        Ok(command)
+    })
+}
+
+/// Runs the command that `make` makes of the arguments, and tells how it ended.
+fn report(
+    mut args: ExecArgs,
+    verbose: bool,
+    make: impl FnOnce(ExecArgs) -> Result<Command, Failure>,
+) -> Done {
     let file = args.status_file.take().map(StatusFile::claim).transpose();
     let outcome = file.and_then(|file| {
-        let outcome = run_to_end(args, verbose);
+        let outcome = make(args).and_then(|command| run_to_end(command, verbose));
         let exit = outcome
             .as_ref()
             .map_or_else(exit_of, |outcome| outcome.exit());
@@ -115,8 +144,7 @@ fn exit_of(failure: &Failure) -> Exit {
     }
 }
 
-fn run_to_end(args: ExecArgs, verbose: bool) -> Result<Outcome, Failure> {
-    let command = Command::new(args)?;
+fn run_to_end(command: Command, verbose: bool) -> Result<Outcome, Failure> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Failure::Stream {
         action: "start the async runtime",
@@ -132,6 +160,9 @@ fn run_to_end(args: ExecArgs, verbose: bool) -> Result<Outcome, Failure> {
 struct Command {
     root: SandboxRoot,
     machine: MachineArgs,
+    network: NetworkSettings,
+    /// Where a policy is to go, if one is to be learned.
+    learned: Option<Destination>,
     argv: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     cwd: Option<OsString>,
@@ -140,9 +171,12 @@ struct Command {
 }
 
 impl Command {
-    fn new(args: ExecArgs) -> Result<Self, Failure> {
+    fn new(mut args: ExecArgs) -> Result<Self, Failure> {
         let is_terminal = || stdin().is_terminal() && stdout().is_terminal();
+        let network = mem::take(&mut args.machine.network).into();
         Ok(Self {
+            network,
+            learned: None,
             env: env::all(&args.env_files, args.env)?,
             root: args.root.into_root(),
             machine: args.machine,
@@ -153,9 +187,12 @@ impl Command {
         })
     }
 
-    async fn run(self, verbose: bool) -> Result<Outcome, Failure> {
+    async fn run(mut self, verbose: bool) -> Result<Outcome, Failure> {
         let mut signals = Signals::new()?;
         let mut builder = builder(&self.machine).root(self.root.clone());
+        if let Some(mode) = self.network.mode(NetworkSetting::None)? {
+            builder = builder.network(mode);
+        }
         if verbose {
             builder = builder.console_enabled().cmdline_arg("loglevel=7");
         }
@@ -164,8 +201,20 @@ impl Command {
         let sandbox = builder.build().await?;
         let vm = sandbox.vm().clone();
         run::announce(vm.backend());
+        let learned = self.learned.take();
+        let learner = learned.as_ref().map(|_| Learner::default());
+        let watch = Watch::start(&vm, self.network.open_log()?, learner);
         let outcome = self.run_in(sandbox, &mut signals, verbose).await;
-        explain(&vm, outcome).await
+        let outcome = explain(&vm, outcome).await;
+        if outcome.is_err() {
+            // Its events end with it. That it failed is told already.
+            let _ = vm.kill().await;
+        }
+        let learner = watch.finish().await;
+        match (outcome, learned) {
+            (Ok(outcome), Some(learned)) => learned.write(learner).map(|()| outcome),
+            (outcome, _) => outcome,
+        }
     }
 
     async fn run_in(
@@ -186,6 +235,7 @@ impl Command {
                 return Ok(Outcome::Interrupted(number));
             }
         };
+        self.network.announce(&vm);
         let has_terminal = self.has_terminal;
         let mut process = tokio::select! {
             spawned = self.exec(&sandbox).spawn() => spawned?,
@@ -279,9 +329,6 @@ fn builder(args: &MachineArgs) -> SandboxBuilder {
     }
     if let Some(limit) = args.timeout {
         builder = builder.timeout(limit);
-    }
-    if let Some(network) = args.network {
-        builder = builder.network(network);
     }
     if let Some(backend) = args.backend {
         builder = builder.backend(backend);

@@ -9,7 +9,9 @@
 mod exec;
 mod exec_terminal;
 mod file_server;
+mod network;
 mod pipes;
+mod policy;
 mod program;
 mod pty;
 mod terminal;

@@ -32,6 +32,9 @@ fn every_help_ends_with_an_example() {
         &["run", "uefi"],
         &["backends"],
         &["doctor"],
+        &["policy"],
+        &["policy", "check"],
+        &["policy", "learn"],
         &["version"],
         &["setup"],
         &["completions"],
@@ -106,7 +109,7 @@ fn what_contradicts_itself_ends_with_2() {
         (
             &["run", "--config", "vm.toml"],
             "[boot]\nkernle = 'k'",
-            "vm.toml:2: unknown key `kernle`",
+            "vm.toml:2:1: unknown key `kernle`",
         ),
         (
             &["run", "--config", "gone.toml"],

@@ -1,0 +1,353 @@
+//! `capsa policy check`: what a policy decides, by the engine that decides for a running VM.
+//!
+//! A name has no address here: nothing is asked on the network. The engine is shown an address for which the
+//! policy has no rule, and one of each network for which it has one, since a rule for a network may decide
+//! about a name's addresses too.
+
+use std::fmt::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use capsa::network::{
+    Action, Admission, Check, Decision, Destination, DomainName, DomainPattern, Filter,
+    NetworkPolicy, Protocol, Reason, Rule, Target,
+};
+use serde::Serialize;
+
+use super::destination::{DestinationArg, Host};
+use crate::cli::CheckArgs;
+use crate::exit::{Done, Exit, Failure};
+use crate::stdout;
+
+/// Ports whose protocols say a name.
+const WEB: [u16; 2] = [80, 443];
+
+/// Prints which rule decides, and why. The status says what was decided.
+pub(crate) fn check(args: &CheckArgs) -> Done {
+    let policy = super::read(&args.file).map_err(Failure::Usage)?;
+    let filter = Filter::new(policy.clone()).map_err(|problems| {
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Failure::Usage(told.join("\n"))
+    })?;
+    let protocol = match args.udp {
+        true => Protocol::Udp,
+        false => Protocol::Tcp,
+    };
+    let verdict = Verdict::new(&policy, &filter, &args.to, protocol);
+    match args.json {
+        true => stdout::json(&verdict),
+        false => stdout::text(&verdict.to_string()),
+    }?;
+    Ok(match verdict.action {
+        Action::Allow => Exit::SUCCESS,
+        Action::Deny => Exit::DENIED,
+    })
+}
+
+/// What becomes of a connection.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    to: String,
+    protocol: Protocol,
+    action: Action,
+    stages: Vec<Stage>,
+    /// Networks where it is another rule that decides, if the name resolves into them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    elsewhere: Vec<Elsewhere>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+/// One decision. Its name is that of the event that tells of it.
+#[derive(Debug, Serialize)]
+struct Stage {
+    event: &'static str,
+    #[serde(flatten)]
+    decision: Decision,
+}
+
+#[derive(Debug, Serialize)]
+struct Elsewhere {
+    network: String,
+    #[serde(flatten)]
+    decision: Decision,
+}
+
+impl Verdict {
+    fn new(
+        policy: &NetworkPolicy,
+        filter: &Filter,
+        to: &DestinationArg,
+        protocol: Protocol,
+    ) -> Self {
+        let mut verdict = Self {
+            to: to.to_string(),
+            protocol,
+            action: Action::Deny,
+            stages: Vec::new(),
+            elsewhere: Vec::new(),
+            notes: Vec::new(),
+        };
+        let at = |address| Destination {
+            protocol,
+            address: SocketAddr::new(address, to.port),
+        };
+        match &to.host {
+            Host::Address(address) => verdict.pass(filter, None, at(*address)),
+            Host::Name(name) => {
+                let samples = Samples::new(policy, filter);
+                verdict.pass(filter, Some(name), at(samples.unnamed));
+                verdict.look_elsewhere(filter, name, &samples, at);
+            }
+        }
+        verdict.explain(policy, to);
+        verdict
+    }
+
+    /// Has the engine decide at each stage until one denies.
+    fn pass(&mut self, filter: &Filter, name: Option<&DomainName>, to: Destination) {
+        if let Some(name) = name
+            && !self.decide("resolve", filter.resolve(name))
+        {
+            return;
+        }
+        let names: Vec<DomainName> = name.into_iter().cloned().collect();
+        match filter.admit(to, &names) {
+            Admission::Settled(decision) => {
+                self.decide("connect", decision);
+            }
+            Admission::Inspect {
+                name_needed,
+                otherwise,
+            } => {
+                self.decide("connect", otherwise.admitted());
+                let Some(name) = name else {
+                    let note = "it ends if it then says a name that is denied";
+                    self.notes.push(note.to_owned());
+                    return;
+                };
+                self.decide("name", filter.admit_name(name, to, &names));
+                self.notes.push(match name_needed {
+                    true => format!("it has to be TLS or HTTP, and to say {name}"),
+                    false => format!("this is so if it is TLS or HTTP and says {name}"),
+                });
+            }
+        }
+    }
+
+    /// Notes a decision. Returns whether it lets through.
+    fn decide(&mut self, event: &'static str, decision: Decision) -> bool {
+        self.action = decision.action;
+        let allows = decision.allows();
+        self.stages.push(Stage { event, decision });
+        allows
+    }
+
+    /// Notes where another rule decides, if the name resolves there.
+    fn look_elsewhere(
+        &mut self,
+        filter: &Filter,
+        name: &DomainName,
+        samples: &Samples,
+        at: impl Fn(IpAddr) -> Destination,
+    ) {
+        if !filter.resolve(name).allows() {
+            return;
+        }
+        for (rule, network, address) in &samples.networks {
+            let decision = match filter.admit(at(*address), std::slice::from_ref(name)) {
+                Admission::Settled(decision) => decision,
+                Admission::Inspect { otherwise, .. } => otherwise.admitted(),
+            };
+            if decision.rule.as_deref() == Some(rule) {
+                let network = network.clone();
+                self.elsewhere.push(Elsewhere { network, decision });
+            }
+        }
+    }
+
+    /// What people are surprised by.
+    fn explain(&mut self, policy: &NetworkPolicy, to: &DestinationArg) {
+        let Some(last) = self.stages.last() else {
+            return;
+        };
+        let notes = match &to.host {
+            Host::Address(address) => {
+                let note = about_address(policy, *address, &last.decision);
+                note.into_iter().collect()
+            }
+            Host::Name(name) => about_name(policy, name, last, self.protocol, to.port),
+        };
+        self.notes.extend(notes);
+    }
+}
+
+fn by_default(decision: &Decision) -> bool {
+    decision.reason == Reason::Default && !decision.allows()
+}
+
+fn about_address(policy: &NetworkPolicy, address: IpAddr, decision: &Decision) -> Option<String> {
+    if by_default(decision) && has_names(policy) {
+        let note = "rules for names open no address that was not resolved from one of them";
+        return Some(note.to_owned());
+    }
+    let may_be_host = decision.allows() && !means(policy, address);
+    may_be_host.then(|| {
+        format!("if {address} is one of the host's own it is denied: a rule for it alone opens it")
+    })
+}
+
+fn about_name(
+    policy: &NetworkPolicy,
+    name: &DomainName,
+    last: &Stage,
+    protocol: Protocol,
+    port: u16,
+) -> Vec<String> {
+    let mut rules = policy.rules.iter();
+    match (last.event, &last.decision) {
+        ("resolve", decision) if by_default(decision) => {
+            let below = Target::Domain(DomainPattern::Below(name.clone()));
+            let below = rules.find(|rule| rule.target == below).map(|rule| {
+                let id = &rule.id;
+                format!("rule `{id}` is for the names below {name}, not for {name}")
+            });
+            below.into_iter().collect()
+        }
+        ("connect", decision) if by_default(decision) => rules
+            .filter_map(|rule| passes_by(rule, name, protocol, port))
+            .collect(),
+        (_, decision) if decision.reason == Reason::Quic => {
+            vec!["browsers then use TLS over TCP".to_owned()]
+        }
+        (event, decision) if decision.allows() => {
+            let mut notes = Vec::new();
+            if event == "name" && !WEB.contains(&port) {
+                let note = "a protocol that says no name, like SSH, needs a rule with \
+                            check = \"address\"";
+                notes.push(note.to_owned());
+            }
+            notes.push(format!(
+                "every address of {name} is checked again: the guest does not get one that is not \
+                 public, unless a rule for a network means it"
+            ));
+            notes
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn has_names(policy: &NetworkPolicy) -> bool {
+    let mut rules = policy.rules.iter();
+    rules.any(|rule| matches!(rule.target, Target::Domain(_)))
+}
+
+/// Whether a rule allows this address and no other.
+fn means(policy: &NetworkPolicy, address: IpAddr) -> bool {
+    let alone = Target::Network(address.into());
+    let mut rules = policy.rules.iter();
+    rules.any(|rule| rule.action == Action::Allow && rule.target == alone)
+}
+
+/// Why a rule that allows the name does not allow the connection.
+fn passes_by(rule: &Rule, name: &DomainName, protocol: Protocol, port: u16) -> Option<String> {
+    let Target::Domain(pattern) = &rule.target else {
+        return None;
+    };
+    if rule.action == Action::Deny || !pattern.matches(name) {
+        return None;
+    }
+    let id = &rule.id;
+    Some(if rule.ports.is_some_and(|ports| !ports.contains(port)) {
+        format!("rule `{id}` is for other ports")
+    } else if rule.protocol.is_some_and(|own| own != protocol) {
+        format!("rule `{id}` is for another protocol")
+    } else if rule.check == Check::Web && protocol == Protocol::Udp {
+        format!("rule `{id}` is for TLS and HTTP: over UDP it needs check = \"address\"")
+    } else {
+        return None;
+    })
+}
+
+/// Addresses to ask the engine about.
+struct Samples {
+    /// A public one that no rule for a network is for, if there is one.
+    unnamed: IpAddr,
+    /// For each rule for a network its id, the network, and an address in it.
+    networks: Vec<(String, String, IpAddr)>,
+}
+
+impl Samples {
+    fn new(policy: &NetworkPolicy, filter: &Filter) -> Self {
+        let networks = policy.rules.iter().filter_map(|rule| match rule.target {
+            Target::Network(network) => Some((rule, network)),
+            Target::Domain(_) => None,
+        });
+        let networks: Vec<_> = networks.collect();
+        let public: Vec<IpAddr> = candidates()
+            .filter(|address| filter.unanswerable(*address).is_none())
+            .collect();
+        let named = |address: &&IpAddr| networks.iter().any(|(_, net)| net.contains(*address));
+        let unnamed = public.iter().find(|address| !named(address));
+        Self {
+            unnamed: *unnamed.or(public.first()).unwrap_or(&FIRST),
+            networks: networks
+                .iter()
+                .map(|(rule, network)| {
+                    let within = public.iter().find(|address| network.contains(*address));
+                    let address = within.copied().unwrap_or(network.addr());
+                    (rule.id.clone(), rule.target.to_string(), address)
+                })
+                .collect(),
+        }
+    }
+}
+
+/// A public address.
+const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(1, 0, 0, 1));
+
+/// An address of each first byte of IPv4, and of some networks of IPv6.
+fn candidates() -> impl Iterator<Item = IpAddr> {
+    let v4 = (1..224).map(|first| Ipv4Addr::new(first, 0, 0, 1).into());
+    let v6 = (0x2400..0x2e00).step_by(0x100);
+    let v6 = v6.map(|first| Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 1).into());
+    [FIRST].into_iter().chain(v4).chain(v6)
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decided = match self.action {
+            Action::Allow => "allowed",
+            Action::Deny => "denied",
+        };
+        writeln!(f, "{decided}: {} to {}", self.protocol, self.to)?;
+        for Stage { event, decision } in &self.stages {
+            writeln!(f, "  {:<9}{}", format!("{event}:"), describe(decision))?;
+        }
+        for Elsewhere { network, decision } in &self.elsewhere {
+            writeln!(f, "  if it resolves into {network}: {}", describe(decision))?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(decision: &Decision) -> String {
+    let mut text = match decision.action {
+        Action::Allow => "allowed",
+        Action::Deny => "denied",
+    }
+    .to_owned();
+    // Writing to a String does not fail.
+    let _ = match (&decision.rule, decision.reason) {
+        (Some(rule), Reason::Rule) => write!(text, " by rule `{rule}`"),
+        (Some(rule), reason) => write!(text, " by rule `{rule}`: {reason}"),
+        (None, reason) => write!(text, ": {reason}"),
+    };
+    text
+}
+
+#[cfg(test)]
+#[path = "check/tests.rs"]
+mod tests;

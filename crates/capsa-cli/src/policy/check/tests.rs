@@ -1,0 +1,161 @@
+use super::*;
+
+/// The verdict's first line and its stages.
+fn check(rules: &[&str], to: &str, protocol: Protocol) -> Verdict {
+    let text = format!("default = \"deny\"\nrules = [{}]", rules.join(","));
+    let policy: NetworkPolicy = toml::from_str(&text).unwrap();
+    let filter = Filter::new(policy.clone()).unwrap();
+    Verdict::new(&policy, &filter, &to.parse().unwrap(), protocol)
+}
+
+fn tcp(rules: &[&str], to: &str) -> String {
+    check(rules, to, Protocol::Tcp).to_string()
+}
+
+#[test]
+fn a_name_is_decided_about_three_times() {
+    assert_eq!(
+        tcp(&["'*.crates.io:443'"], "static.crates.io:443"),
+        "allowed: TCP to static.crates.io:443\n\
+         \x20 resolve: allowed by rule `*.crates.io:443`\n\
+         \x20 connect: allowed by rule `*.crates.io:443`\n\
+         \x20 name:    allowed by rule `*.crates.io:443`\n\
+         \x20 note: it has to be TLS or HTTP, and to say static.crates.io\n\
+         \x20 note: every address of static.crates.io is checked again: the guest does not get one \
+         that is not public, unless a rule for a network means it\n"
+    );
+    let denied = tcp(&["'*.crates.io:443'"], "crates.io:443");
+    assert_eq!(
+        denied,
+        "denied: TCP to crates.io:443\n\
+         \x20 resolve: denied: no rule applies, and this is the default\n\
+         \x20 note: rule `*.crates.io:443` is for the names below crates.io, not for crates.io\n"
+    );
+}
+
+#[test]
+fn an_address_is_decided_about_once() {
+    for (rules, to, expected) in [
+        (
+            &["'10.0.0.0/8:5432'"][..],
+            "10.1.2.3:5432",
+            "allowed by rule `10.0.0.0/8:5432`",
+        ),
+        (&["'10.0.0.0/8:5432'"], "10.1.2.3:80", "(a private network)"),
+        (
+            &["'0.0.0.0/0'"],
+            "169.254.169.254:80",
+            "a cloud's metadata service",
+        ),
+        (&["'0.0.0.0/0'"], "127.0.0.1:80", "(the host itself)"),
+        (
+            &["'::/0'"],
+            "[::ffff:127.0.0.1]:80",
+            "in the form of an IPv6 one",
+        ),
+        (&["'::/0'"], "[64:ff9b::7f00:1]:80", "(the host itself)"),
+        (
+            &["{ deny = '1.0.0.0/8', id = 'no' }"],
+            "1.1.1.1:80",
+            "denied by rule `no`",
+        ),
+        (
+            &["'a.com'"],
+            "1.1.1.1:443",
+            "rules for names open no address",
+        ),
+        (
+            &["'1.0.0.0/8'"],
+            "1.1.1.1:443",
+            "if 1.1.1.1 is one of the host's own",
+        ),
+    ] {
+        let told = tcp(rules, to);
+        assert!(told.contains(expected), "{rules:?} {to}: {told}");
+        assert!(!told.contains("resolve:"), "{told}");
+    }
+    let own = tcp(&["'1.1.1.1'"], "1.1.1.1:443");
+    assert!(!own.contains("host's own"), "{own}");
+}
+
+#[test]
+fn what_a_rule_does_not_reach_is_explained() {
+    for (rule, to, protocol, note) in [
+        (
+            "'a.com:443'",
+            "a.com:80",
+            Protocol::Tcp,
+            "`a.com:443` is for other ports",
+        ),
+        (
+            "{ allow = 'a.com', protocol = 'tcp' }",
+            "a.com:53",
+            Protocol::Udp,
+            "for another protocol",
+        ),
+        (
+            "'a.com'",
+            "a.com:53",
+            Protocol::Udp,
+            "over UDP it needs check",
+        ),
+        (
+            "'a.com'",
+            "a.com:443",
+            Protocol::Udp,
+            "browsers then use TLS",
+        ),
+        (
+            "'a.com'",
+            "a.com:22",
+            Protocol::Tcp,
+            "like SSH, needs a rule with",
+        ),
+    ] {
+        let told = check(&[rule], to, protocol).to_string();
+        assert!(told.contains(note), "{rule} {to}: {told}");
+    }
+}
+
+#[test]
+fn rules_for_networks_decide_about_the_addresses_of_names() {
+    let rules = ["{ deny = '8.0.0.0/8' }", "'a.com'", "'10.0.0.0/8'"];
+    let verdict = check(&rules, "a.com:443", Protocol::Tcp);
+    assert_eq!(verdict.action, Action::Allow);
+    let told = verdict.to_string();
+    assert!(
+        told.contains("if it resolves into 8.0.0.0/8: denied by rule `8.0.0.0/8`"),
+        "{told}"
+    );
+    assert!(
+        told.contains("into 10.0.0.0/8: allowed by rule `10.0.0.0/8`"),
+        "{told}"
+    );
+    // Behind the rule for the name a network decides about nothing.
+    let behind = tcp(&["'a.com'", "{ deny = '8.0.0.0/8' }"], "a.com:443");
+    assert!(!behind.contains("8.0.0.0/8"), "{behind}");
+    // A rule for every public address leaves none that no rule is for.
+    let all = tcp(&["'0.0.0.0/0'", "'::/0'", "'a.com'"], "a.com:443");
+    assert!(
+        all.contains("connect: allowed by rule `0.0.0.0/0`"),
+        "{all}"
+    );
+}
+
+#[test]
+fn programs_get_the_events_names() {
+    let verdict = check(&["'a.com:443'"], "a.com:443", Protocol::Tcp);
+    let json = serde_json::to_value(&verdict).unwrap();
+    assert_eq!(
+        (&json["to"], &json["action"]),
+        (&"a.com:443".into(), &"allow".into())
+    );
+    let events: Vec<_> = json["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| &s["event"])
+        .collect();
+    assert_eq!(events, ["resolve", "connect", "name"]);
+    assert_eq!(json["stages"][0]["rule"], "a.com:443");
+}
