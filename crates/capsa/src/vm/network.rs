@@ -15,7 +15,7 @@ use std::time::Duration;
 use capsa_core::backend::{BackendKind, FrameSocket};
 use capsa_core::error::{Error, Result, StartFailure};
 use capsa_core::network::UserNetwork;
-use capsa_net::{Event, Link, Network, NetworkError};
+use capsa_net::{Event, Link, LinkError, Network, NetworkError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -165,7 +165,9 @@ impl ListeningNetwork {
                     _ = stopped => Ok(()),
                 }
             });
-            if let Err(error) = served {
+            if let Err(error) = served
+                && !is_machines_end(&error)
+            {
                 let error: &dyn std::error::Error = &error;
                 warn!(target: "capsa::network", error, "the network has ended, and the guest goes on");
             }
@@ -202,6 +204,12 @@ impl RunningNetwork {
             warn!(target: "capsa::network", "the network's thread has panicked");
         }
     }
+}
+
+/// Whether the other end is gone, and has not read everything: a machine that was killed.
+fn is_machines_end(error: &LinkError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error, LinkError::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset))
 }
 
 /// What happens on a VM's network, from its start on: every decision of its policy, with the rule that made

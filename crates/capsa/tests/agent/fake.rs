@@ -25,7 +25,8 @@ fn fake_vm() -> (LinuxVmBuilder, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let kernel = folder.path().join("vmlinuz");
     std::fs::write(&kernel, capsa::fake::kernel_image()).unwrap();
-    (Capsa::linux(LinuxBoot::new(kernel)), folder)
+    // As sandboxes are.
+    (Capsa::linux(LinuxBoot::new(kernel)).no_network(), folder)
 }
 
 /// A sandbox, and the agent's end of its channel.
