@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram as StdMessages, UnixStream as StdStream};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixDatagram, UnixStream};
 
 use crate::stack::Frames;
@@ -120,13 +122,13 @@ impl Open {
                 input,
                 filled,
             } => {
-                let read = |context: &mut Context<'_>| socket.poll_read_ready(context);
-                let read = attempt(context, read, || socket.try_read(&mut input[*filled..]));
-                match read {
+                let mut room = ReadBuf::new(&mut input[*filled..]);
+                let read = Pin::new(socket).poll_read(context, &mut room)?;
+                match read.map(|()| room.filled().len()) {
                     Poll::Pending => Ok(Received::Nothing),
-                    Poll::Ready(Ok(0)) => Ok(Received::Closed),
+                    Poll::Ready(0) => Ok(Received::Closed),
                     Poll::Ready(length) => {
-                        *filled += length?;
+                        *filled += length;
                         let rest = cut(&input[..*filled], frame)?;
                         input.copy_within(*filled - rest..*filled, 0);
                         *filled = rest;
@@ -151,7 +153,7 @@ impl Open {
 
     /// Sends frames. Returns whether any part went; for what did not, arranges to be woken.
     pub(super) fn send(
-        &self,
+        &mut self,
         context: &mut Context<'_>,
         frames: &mut Frames,
     ) -> Result<bool, LinkError> {
@@ -159,10 +161,9 @@ impl Open {
         match self {
             Self::Stream { socket, .. } => {
                 while !frames.is_empty() {
-                    let ready = |context: &mut Context<'_>| socket.poll_write_ready(context);
-                    match attempt(context, ready, || socket.try_write(frames.as_stream())) {
+                    match Pin::new(&mut *socket).poll_write(context, frames.as_stream())? {
                         Poll::Pending => break,
-                        Poll::Ready(length) => frames.advance(length?),
+                        Poll::Ready(length) => frames.advance(length),
                     }
                     sent = true;
                 }

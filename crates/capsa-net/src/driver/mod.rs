@@ -25,6 +25,7 @@ use std::time::Instant;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::task::coop::unconstrained;
 
 use crate::cluster::Port;
 use crate::config::{ConfigProblem, Resolvers, UserNetwork};
@@ -185,7 +186,8 @@ impl Network {
     /// Outside a tokio runtime with I/O and time.
     pub async fn run(self, link: Link) -> Result<(), LinkError> {
         let mut driver = Driver::new(self, link)?;
-        poll_fn(|context| driver.poll(context)).await
+        // It gives others a turn by a count of its own.
+        unconstrained(poll_fn(|context| driver.poll(context))).await
     }
 }
 

@@ -1,11 +1,13 @@
 //! What passes between the stack and the sockets of flows, peers and forwards.
 
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::net::Shutdown;
 use rustix::net::sockopt::set_socket_linger;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::task::Driver;
@@ -190,7 +192,11 @@ impl Connection {
             return Moved::On;
         }
         for _ in 0..TURN {
-            match stack.take(flow, |bytes| self.stream.try_write(bytes)) {
+            let write = |bytes: &[u8]| {
+                let stream = Pin::new(&mut self.stream);
+                at_once(stream.poll_write(&mut context, bytes))
+            };
+            match stack.take(flow, write) {
                 Ok(Taken::Bytes(_)) => {}
                 Ok(Taken::Nothing) => return Moved::On,
                 Ok(Taken::Finished) => {
@@ -201,11 +207,7 @@ impl Connection {
                     };
                 }
                 Ok(Taken::Gone) => return Moved::Gone,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.stream.poll_write_ready(&mut context).is_pending() {
-                        return Moved::On;
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Moved::On,
                 Err(_) => return Moved::Broken,
             }
         }
@@ -219,7 +221,12 @@ impl Connection {
             return Moved::On;
         }
         for _ in 0..TURN {
-            match stack.give(flow, |room| self.stream.try_read(room)) {
+            let read = |room: &mut [u8]| {
+                let mut room = ReadBuf::new(room);
+                let read = Pin::new(&mut self.stream).poll_read(&mut context, &mut room);
+                at_once(read.map_ok(|()| room.filled().len()))
+            };
+            match stack.give(flow, read) {
                 Ok(Given::Bytes(0)) => {
                     self.received = true;
                     stack.finish(flow);
@@ -228,14 +235,19 @@ impl Connection {
                 Ok(Given::Bytes(_)) => {}
                 Ok(Given::NoRoom) => return Moved::On,
                 Ok(Given::Gone) => return Moved::Gone,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.stream.poll_read_ready(&mut context).is_pending() {
-                        return Moved::On;
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Moved::On,
                 Err(_) => return Moved::Broken,
             }
         }
         Moved::TurnOver
+    }
+}
+
+/// What has to wait has arranged to be woken. Unlike an attempt without a context this one knows that a socket
+/// which gave or took less than it might have has no more, and does not ask again.
+fn at_once(poll: Poll<io::Result<usize>>) -> io::Result<usize> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
