@@ -38,24 +38,35 @@ pub(super) struct Flow {
     pub(super) buffers: usize,
 }
 
+/// A socket without a connection, whose two buffers are what a connection costs most: new ones are zeroed.
+pub(super) struct Buffers(Socket<'static>);
+
+impl Buffers {
+    /// New ones of `size` bytes each.
+    pub(super) fn new(size: usize) -> Self {
+        let [rx, tx] = [size; 2].map(|size| SocketBuffer::new(vec![0; size]));
+        Self(Socket::new(rx, tx))
+    }
+}
+
 impl Flow {
     /// A connection that waits for the guest's SYN.
-    pub(super) fn listen(ends: Ends, buffer: usize, seed: u64, egress: &mut Egress) -> Self {
-        let mut flow = Self::new(ends, buffer, seed, egress);
+    pub(super) fn listen(ends: Ends, buffers: Buffers, seed: u64, egress: &mut Egress) -> Self {
+        let mut flow = Self::new(ends, buffers, seed, egress);
         // A port of zero is refused here, and the flow then answers with a reset.
         let _ = flow.socket().listen(IpEndpoint::from(ends.peer));
         flow
     }
 
     /// A connection to the guest.
-    pub(super) fn connect(ends: Ends, buffer: usize, seed: u64, egress: &mut Egress) -> Self {
-        let mut flow = Self::new(ends, buffer, seed, egress);
+    pub(super) fn connect(ends: Ends, buffers: Buffers, seed: u64, egress: &mut Egress) -> Self {
+        let mut flow = Self::new(ends, buffers, seed, egress);
         let socket = flow.sockets.get_mut::<Socket<'_>>(flow.handle);
         let _ = socket.connect(flow.interface.context(), ends.guest, ends.peer);
         flow
     }
 
-    fn new(ends: Ends, buffer: usize, seed: u64, egress: &mut Egress) -> Self {
+    fn new(ends: Ends, buffers: Buffers, seed: u64, egress: &mut Egress) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut port = Port::new(None, egress);
@@ -68,9 +79,8 @@ impl Flow {
             // There is room for two.
             let _ = addresses.push(address);
         });
-        let buffers = [buffer; 2].map(|size| SocketBuffer::new(vec![0; size]));
-        let [rx, tx] = buffers;
-        let mut socket = Socket::new(rx, tx);
+        let Buffers(mut socket) = buffers;
+        let buffers = socket.recv_capacity() + socket.send_capacity();
         // The other side has cut the stream into segments by its own algorithm.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(CONNECT_TIMEOUT));
@@ -82,7 +92,20 @@ impl Flow {
             interface,
             sockets,
             handle,
-            buffers: 2 * buffer,
+            buffers,
+        }
+    }
+
+    /// What another connection can have once this one is gone.
+    pub(super) fn into_buffers(mut self) -> Option<Buffers> {
+        match self.sockets.remove(self.handle) {
+            smoltcp::socket::Socket::Tcp(mut socket) => {
+                // Nothing else of a connection outlives the beginning of another.
+                socket.abort();
+                socket.set_keep_alive(None);
+                Some(Buffers(socket))
+            }
+            _ => None,
         }
     }
 

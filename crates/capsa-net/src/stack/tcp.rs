@@ -21,7 +21,7 @@ use smoltcp::socket::tcp::{RecvError, State};
 use smoltcp::time::Instant;
 
 use super::egress::Egress;
-use super::flow::{Ends, Flow};
+use super::flow::{Buffers, Ends, Flow};
 use crate::config::Limits;
 use crate::inspect::{Inspector, MAX_HEAD, Step};
 use crate::policy::{Decision, Destination, DomainName, Filter, Reason};
@@ -32,6 +32,9 @@ const LARGEST_BUFFER: usize = 256 << 10;
 const SMALLEST_BUFFER: usize = MAX_HEAD;
 /// The part of the free memory that a new connection's two buffers take.
 const SHARE: usize = 32;
+
+/// How many buffers are kept for connections to come, half of what is free when the last of the largest are given.
+const SPARES: usize = SHARE / 2;
 
 /// The first port of connections to the guest (RFC 6335, 6).
 const FIRST_EPHEMERAL: u16 = 49152;
@@ -112,6 +115,8 @@ pub(super) struct Table {
     connecting: usize,
     /// Bytes for buffers that nobody has.
     free: usize,
+    /// Buffers of the largest size that nobody has either.
+    spare: Vec<Buffers>,
     /// Those that may have something to send.
     due: VecDeque<usize>,
     alarms: BTreeSet<(Instant, usize)>,
@@ -202,6 +207,7 @@ impl Table {
             limits,
             connecting: 0,
             free: limits.tcp_buffers,
+            spare: Vec::new(),
             due: VecDeque::new(),
             alarms: BTreeSet::new(),
             touched: VecDeque::new(),
@@ -287,11 +293,11 @@ impl Table {
             return Ok(());
         };
         let ends = self.flows[index].ends;
-        let Some(buffer) = self.buffer() else {
+        let Some(buffers) = self.buffers() else {
             self.remove(index);
             return Err(Full::Flows);
         };
-        let flow = Flow::listen(ends, buffer, seed, egress);
+        let flow = Flow::listen(ends, buffers, seed, egress);
         self.free -= flow.buffers;
         let entry = &mut self.flows[index];
         let before = std::mem::replace(&mut entry.state, Phase::Open(Box::new(flow)));
@@ -310,10 +316,7 @@ impl Table {
     /// Forgets a connection that came to nothing. Returns the SYN, to be answered.
     pub(super) fn refused(&mut self, id: FlowId) -> Option<Vec<u8>> {
         let index = self.index(id)?;
-        match self.remove(index).state {
-            Phase::Connecting { syn } => Some(syn),
-            Phase::Open(_) => None,
-        }
+        self.remove(index)
     }
 
     /// Begins a connection from `from` to the guest at `to`.
@@ -325,10 +328,10 @@ impl Table {
         egress: &mut Egress,
     ) -> Result<FlowId, Full> {
         self.make_room();
-        let buffer = self.buffer().ok_or(Full::Flows)?;
         if self.flows.len() >= self.limits.tcp_flows {
             return Err(Full::Flows);
         }
+        let buffers = self.buffers().ok_or(Full::Flows)?;
         let ends = loop {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
@@ -341,7 +344,7 @@ impl Table {
                 break ends;
             }
         };
-        let flow = Flow::connect(ends, buffer, seed, egress);
+        let flow = Flow::connect(ends, buffers, seed, egress);
         self.free -= flow.buffers;
         let id = self.insert(ends, Phase::Open(Box::new(flow)), None);
         self.touch(id.index);
@@ -506,7 +509,8 @@ impl Table {
         self.id(index)
     }
 
-    fn remove(&mut self, index: usize) -> Entry {
+    /// Forgets a connection. Returns the SYN if it was kept.
+    fn remove(&mut self, index: usize) -> Option<Vec<u8>> {
         let id = self.id(index);
         let entry = self.flows.remove(index);
         self.by_ends.remove(&entry.ends);
@@ -516,14 +520,22 @@ impl Table {
         if entry.due {
             self.due.retain(|&due| due != index);
         }
-        match &entry.state {
-            Phase::Connecting { .. } => self.connecting -= 1,
-            Phase::Open(flow) => self.free += flow.buffers,
-        }
         if !entry.touched {
             self.touched.push_back(id);
         }
-        entry
+        match entry.state {
+            Phase::Connecting { syn } => {
+                self.connecting -= 1;
+                Some(syn)
+            }
+            Phase::Open(flow) => {
+                self.free += flow.buffers;
+                if flow.buffers == 2 * LARGEST_BUFFER && self.spare.len() < SPARES {
+                    self.spare.extend(flow.into_buffers());
+                }
+                None
+            }
+        }
     }
 
     /// Forgets those that only linger, oldest first, when room runs short.
@@ -544,10 +556,17 @@ impl Table {
         }
     }
 
-    /// The size of a new connection's buffers.
-    fn buffer(&self) -> Option<usize> {
+    /// A new connection's buffers, used ones if there are any.
+    fn buffers(&mut self) -> Option<Buffers> {
         let share = (self.free / SHARE / 2).clamp(SMALLEST_BUFFER, LARGEST_BUFFER);
-        (2 * share <= self.free).then_some(share)
+        if share < LARGEST_BUFFER {
+            // The memory is for others now.
+            self.spare.clear();
+        }
+        if 2 * share > self.free {
+            return None;
+        }
+        Some(self.spare.pop().unwrap_or_else(|| Buffers::new(share)))
     }
 
     fn id(&self, index: usize) -> FlowId {
