@@ -21,6 +21,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let vm = Capsa::linux(LinuxBoot::new(kernel).initrd(initrd))
         .console_stdio()
+        // What the kernel says would come between the lines of programs.
+        .cmdline_arg("quiet")
         .build()
         .await?;
     vm.start().await?;
