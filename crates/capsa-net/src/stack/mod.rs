@@ -382,6 +382,7 @@ impl std::fmt::Debug for Stack {
         fields
             .field("tcp", &tcp)
             .field("udp", &udp)
+            .field("asking", &self.questions.len())
             .finish_non_exhaustive()
     }
 }

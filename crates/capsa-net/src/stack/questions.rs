@@ -54,8 +54,13 @@ impl Stack {
                     output.drain(..length);
                     Ok::<_, std::convert::Infallible>(length)
                 });
-                if !matches!(given, Ok(Given::Bytes(_))) {
-                    break;
+                match given {
+                    Ok(Given::Bytes(_)) => {}
+                    Ok(Given::Gone) => {
+                        self.questions.remove(&flow);
+                        return;
+                    }
+                    _ => break,
                 }
             }
             if questions.waits || !output.is_empty() {

@@ -158,6 +158,36 @@ fn questions_are_few_at_once_and_in_a_second() {
     assert_eq!(answers, 10);
 }
 
+/// A connection that asks and is gone before the answer.
+#[test]
+fn a_question_whose_asker_has_gone_leaves_nothing() {
+    use capsa_net::stack::Wish;
+    use hickory_proto::op::{Message, MessageType, OpCode, Query};
+    use hickory_proto::rr::{Name, RecordType};
+
+    let mut lab = lab(Limits::default());
+    let connection = lab.connect("10.0.2.1:53".parse().unwrap());
+    lab.pass(Duration::from_millis(10));
+    let mut message = Message::new(1, MessageType::Query, OpCode::Query);
+    let name = Name::from_ascii("example.com.").unwrap();
+    message.add_query(Query::query(name, RecordType::A));
+    let message = message.to_vec().unwrap();
+    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+    let question = [&length[..], &message].concat();
+    lab.tcp(connection).send_slice(&question).unwrap();
+    lab.pass(Duration::from_millis(10));
+    let Some(Wish::Resolve { question, .. }) = lab.world.other.pop() else {
+        panic!("nothing was asked");
+    };
+    assert!(format!("{:?}", lab.stack).contains("asking: 1,"));
+    lab.tcp(connection).abort();
+    lab.pass(Duration::from_millis(10));
+    lab.stack.resolved(question, None, lab.now);
+    lab.pass(Duration::from_millis(10));
+    let left = format!("{:?}", lab.stack);
+    assert!(left.contains("asking: 0,"), "{left}");
+}
+
 #[test]
 fn a_guest_that_takes_no_frames_makes_nothing_grow() {
     let mut lab = lab(Limits::default());
