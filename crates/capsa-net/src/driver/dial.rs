@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -126,21 +127,29 @@ fn connected_udp(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 fn check(to: Target) -> Result<(), ConnectFailure> {
-    if !to.may_be_host && is_bindable(to.address.ip()) {
+    if !to.may_be_host && !is_elsewhere(to.address.ip()) {
         return Err(ConnectFailure::HostAddress);
     }
     Ok(())
 }
 
-/// Whether an address is one of the host's own at this moment: sockets can have no other. Unlike the list of
-/// the interfaces' addresses this includes what only a route makes local.
-fn is_bindable(address: IpAddr) -> bool {
-    StdUdpSocket::bind((address, 0)).is_ok()
+/// Whether an address is surely none of the host's own at this moment: those are what sockets can have. Of IPv4
+/// this includes what only a route makes local, of IPv6 it is what interfaces have. Where the host does not
+/// say, as when it is short of descriptors, the address counts as its own.
+fn is_elsewhere(address: IpAddr) -> bool {
+    match StdUdpSocket::bind((address, 0)) {
+        Ok(_) => false,
+        // A host without IPv6 has none of its addresses either.
+        Err(error) => {
+            error.kind() == io::ErrorKind::AddrNotAvailable
+                || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+        }
+    }
 }
 
-/// Whether sockets can have any address. This one is for documents (RFC 5737).
+/// Whether it cannot be told which addresses are the host's. This one is for documents (RFC 5737).
 pub(super) fn nonlocal_bind() -> bool {
-    is_bindable(Ipv4Addr::new(192, 0, 2, 1).into())
+    !is_elsewhere(Ipv4Addr::new(192, 0, 2, 1).into())
 }
 
 fn failure(error: &io::Error) -> ConnectFailure {
