@@ -131,6 +131,9 @@ impl Driver {
     }
 
     fn serve_forward(&mut self, place: usize, now: Instant) {
+        if self.paused.contains(&place) {
+            return;
+        }
         for _ in 0..TURN {
             let (forward, waker) = &self.forwards[place];
             let mut context = Context::from_waker(waker);
@@ -146,9 +149,9 @@ impl Driver {
                             }
                         }
                     }
-                    // The connection is gone before it was accepted, or the host is short of something; the
-                    // next is accepted when there is one.
-                    Poll::Ready(Err(_)) => {}
+                    // The host is short of something, such as descriptors, and the connection waits. To try
+                    // at once would be to try all the time.
+                    Poll::Ready(Err(_)) => return self.pause(place),
                 },
                 Forward::Udp(socket, port) => {
                     match socket.try_recv_from(&mut self.datagram) {

@@ -1,6 +1,6 @@
 //! The future that owns everything, and what wakes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +28,9 @@ use crate::stack::{ConnectFailure, FlowId, PeerId, QuestionId, Stack, Wish};
 /// How many rounds before the runtime gets a turn.
 const ROUNDS: usize = 64;
 
+/// How long a forward accepts nothing when that has failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The largest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -44,6 +47,9 @@ pub(super) struct Driver {
     dialing: HashMap<FlowId, AbortHandle>,
     dials: FuturesUnordered<Abortable<Task<Dialed>>>,
     lookups: FuturesUnordered<Task<Found>>,
+    /// The forwards that accept nothing for a while, and what ends that.
+    pub(super) paused: HashSet<usize>,
+    pauses: FuturesUnordered<Task<usize>>,
     resolvers: Arc<Resolvers>,
     dialer: Arc<Dialer>,
     events: Option<PollSender<Event>>,
@@ -77,6 +83,8 @@ impl Driver {
             dialing: HashMap::new(),
             dials: FuturesUnordered::new(),
             lookups: FuturesUnordered::new(),
+            paused: HashSet::new(),
+            pauses: FuturesUnordered::new(),
             resolvers: Arc::new(network.resolvers),
             dialer: network.dialer,
             events: network.events.map(PollSender::new),
@@ -176,7 +184,21 @@ impl Driver {
             some = true;
             self.stack.resolved(question, answer.as_ref(), now);
         }
+        while let Poll::Ready(Some(place)) = self.pauses.poll_next_unpin(context) {
+            some = true;
+            self.paused.remove(&place);
+            self.ready.push(Source::Forward(place));
+        }
         some
+    }
+
+    /// Leaves a forward alone for a while.
+    pub(super) fn pause(&mut self, place: usize) {
+        self.paused.insert(place);
+        self.pauses.push(Box::pin(async move {
+            tokio::time::sleep(PAUSE).await;
+            place
+        }));
     }
 
     /// Does what the stack wishes. Returns whether it wished something.

@@ -2,10 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use capsa_net::policy::{NetworkPolicy, Protocol, Rule};
-use capsa_net::{Event, HOST_NAME, HostService, Network, NetworkError, PortForward, UserNetwork};
+use capsa_net::{
+    Event, HOST_NAME, HostService, Link, Network, NetworkError, PortForward, UserNetwork,
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::guest::{Guest, Kind, PATIENCE};
 use crate::host::{pattern, run, serve, serve_once_closed};
@@ -50,6 +56,37 @@ fn a_forward_carries_a_connection_both_ways() {
         let all = guest.while_waiting(|| client.join().unwrap());
         assert!(all == pattern(5, SIZE));
     }
+}
+
+/// To accept fails at once then, and the listening socket stays ready.
+#[test]
+fn a_connection_waits_while_there_is_no_descriptor_for_it() {
+    // Its clock stands still while there is something to do, which would be for ever if it was tried all the
+    // time, and else goes on to the next deadline.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let (mut guest, link) = UnixStream::pair().unwrap();
+    guest.set_nonblocking(true).unwrap();
+    let network = Network::new(forwarding(Protocol::Tcp)).unwrap();
+    let _client = TcpStream::connect(network.listening().unwrap()[0]).unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let limit_to = |current| setrlimit(Resource::Nofile, Rlimit { current, ..limit });
+    let mut frames = [0; 2000];
+    runtime.block_on(async {
+        let mut run = std::pin::pin!(network.run(Link::new(link.into()).unwrap()));
+        limit_to(Some(0)).unwrap();
+        let a_while = tokio::time::timeout(Duration::from_secs(10), &mut run).await;
+        limit_to(limit.current).unwrap();
+        assert!(a_while.is_err());
+        let nothing = guest.read(&mut frames).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+        let a_while = tokio::time::timeout(Duration::from_secs(1), &mut run).await;
+        assert!(a_while.is_err());
+    });
+    assert!(guest.read(&mut frames).unwrap() > 0, "the guest is asked");
 }
 
 #[test]
