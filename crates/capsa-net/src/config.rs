@@ -137,6 +137,9 @@ impl Default for Limits {
     }
 }
 
+/// What one connection takes.
+const LEAST_TCP_BUFFERS: usize = 32 << 10;
+
 /// What is wrong with a network's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -165,6 +168,12 @@ pub enum ConfigProblem {
     /// A limit of zero, or beyond what ports can count.
     #[error("the limit `{0}` is zero or beyond 65535")]
     Limit(&'static str),
+    /// Too little for one connection.
+    #[error("{0} bytes for TCP's buffers; one connection takes 32 KiB")]
+    Buffers(usize),
+    /// Nobody could resolve a name.
+    #[error("a list of resolvers without any")]
+    NoResolver,
     /// The policy's.
     #[error(transparent)]
     Policy(#[from] PolicyProblem),
@@ -220,10 +229,20 @@ impl UserNetwork {
             ("udp_flows", limits.udp_flows),
             ("dns_questions", limits.dns_questions),
             ("dns_addresses", limits.dns_addresses),
+            (
+                "dns_rate",
+                usize::try_from(limits.dns_rate).unwrap_or(usize::MAX),
+            ),
         ] {
             if limit == 0 || limit > usize::from(u16::MAX) {
                 problems.push(ConfigProblem::Limit(name));
             }
+        }
+        if limits.tcp_buffers < LEAST_TCP_BUFFERS {
+            problems.push(ConfigProblem::Buffers(limits.tcp_buffers));
+        }
+        if matches!(&self.resolvers, Resolvers::Servers(servers) if servers.is_empty()) {
+            problems.push(ConfigProblem::NoResolver);
         }
         problems.extend(self.policy.problems().into_iter().map(ConfigProblem::from));
         problems
@@ -314,8 +333,11 @@ mod tests {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 guest_port: 0,
             }],
+            resolvers: Resolvers::Servers(Vec::new()),
             limits: Limits {
                 udp_flows: 0,
+                dns_rate: 0,
+                tcp_buffers: 1000,
                 ..Limits::default()
             },
             ..UserNetwork::default()
@@ -331,6 +353,9 @@ mod tests {
                 ConfigProblem::DuplicateService(80),
                 ConfigProblem::PortZero,
                 ConfigProblem::Limit("udp_flows"),
+                ConfigProblem::Limit("dns_rate"),
+                ConfigProblem::Buffers(1000),
+                ConfigProblem::NoResolver,
             ]
         );
     }

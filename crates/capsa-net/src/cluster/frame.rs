@@ -9,8 +9,9 @@ use smoltcp::wire::{
 use super::Station;
 use crate::stack::GATEWAY_MAC;
 
-/// The port of DHCP's servers.
+/// The ports of DHCP's servers and clients.
 const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
 
 /// The header of a frame.
 const HEADER: usize = 14;
@@ -108,10 +109,14 @@ fn ipv4(packet: &[u8], own: Ipv4Addr) -> Source {
         return Source::None;
     }
     // A member that answers others' DHCP would be their gateway and resolver.
-    let port = packet.payload().first_chunk().copied();
+    let ports = packet.payload().first_chunk::<4>();
     let serves_dhcp = packet.next_header() == IpProtocol::Udp
         && packet.frag_offset() == 0
-        && port.is_none_or(|port| u16::from_be_bytes(port) == DHCP_SERVER);
+        && ports.is_none_or(|&[a, b, c, d]| {
+            let (from, to) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            // A client looks at where it is to, and not at where it is from.
+            from == DHCP_SERVER || to == DHCP_CLIENT
+        });
     if packet.src_addr() != own || serves_dhcp {
         return Source::Other;
     }

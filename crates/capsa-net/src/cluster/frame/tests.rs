@@ -101,6 +101,10 @@ fn packets_go_to_who_has_the_address_on_the_link() {
         let frame = ipv4(from, to, source);
         assert_eq!(of_first(&frame), expected, "{from} {to} {source:?}");
     }
+    // Clients do not look at where an answer is from.
+    let mut answer = ipv4(a, b, (3, 1067));
+    UdpPacket::new_unchecked(&mut answer[HEADER + 20..]).set_dst_port(68);
+    assert_eq!(of_first(&answer), Way::Nowhere);
 }
 
 #[test]
