@@ -97,16 +97,12 @@ impl Flow {
     }
 
     /// What another connection can have once this one is gone.
-    pub(super) fn into_buffers(mut self) -> Option<Buffers> {
-        match self.sockets.remove(self.handle) {
-            smoltcp::socket::Socket::Tcp(mut socket) => {
-                // Nothing else of a connection outlives the beginning of another.
-                socket.abort();
-                socket.set_keep_alive(None);
-                Some(Buffers(socket))
-            }
-            _ => None,
-        }
+    pub(super) fn into_buffers(mut self) -> Buffers {
+        let mut socket = std::mem::replace(self.socket(), Buffers::new(0).0);
+        // Nothing else of a connection outlives the beginning of another.
+        socket.abort();
+        socket.set_keep_alive(None);
+        Buffers(socket)
     }
 
     pub(super) fn socket(&mut self) -> &mut Socket<'static> {

@@ -331,19 +331,17 @@ impl Table {
         if self.flows.len() >= self.limits.tcp_flows {
             return Err(Full::Flows);
         }
-        let buffers = self.buffers().ok_or(Full::Flows)?;
-        let ends = loop {
+        let ends = (FIRST_EPHEMERAL..=u16::MAX).find_map(|_| {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
             let ends = Ends {
                 guest: to,
                 peer: (from, port).into(),
             };
-            // There are fewer connections than ports.
-            if !self.by_ends.contains_key(&ends) {
-                break ends;
-            }
-        };
+            (!self.by_ends.contains_key(&ends)).then_some(ends)
+        });
+        let ends = ends.ok_or(Full::Flows)?;
+        let buffers = self.buffers().ok_or(Full::Flows)?;
         let flow = Flow::connect(ends, buffers, seed, egress);
         self.free -= flow.buffers;
         let id = self.insert(ends, Phase::Open(Box::new(flow)), None);
@@ -531,7 +529,7 @@ impl Table {
             Phase::Open(flow) => {
                 self.free += flow.buffers;
                 if flow.buffers == 2 * LARGEST_BUFFER && self.spare.len() < SPARES {
-                    self.spare.extend(flow.into_buffers());
+                    self.spare.push(flow.into_buffers());
                 }
                 None
             }

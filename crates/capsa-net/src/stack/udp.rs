@@ -103,18 +103,15 @@ impl Table {
             self.peers[index].stay(now);
             return Some(self.peers[index].ends.peer);
         }
-        let ends = loop {
+        let ends = (FIRST_EPHEMERAL..=u16::MAX).find_map(|_| {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
             let ends = Ends {
                 guest: to,
                 peer: (gateway, port).into(),
             };
-            // The limit is below the number of ports, or else the place is taken from below.
-            if !self.by_ends.contains_key(&ends) || self.peers.len() >= self.limit {
-                break ends;
-            }
-        };
+            (!self.by_ends.contains_key(&ends)).then_some(ends)
+        })?;
         self.insert(ends, Some((forward, from)), now)?;
         Some(ends.peer)
     }

@@ -152,8 +152,6 @@ impl ListeningNetwork {
             .enable_io()
             .enable_time()
             .build()?;
-        // A machine runs once: nothing was set before.
-        let _ = state.forwards.set(forwards);
         let (stop, stopped) = oneshot::channel::<Infallible>();
         let (end, ended) = oneshot::channel::<Infallible>();
         let span = Span::current();
@@ -174,8 +172,11 @@ impl ListeningNetwork {
             drop((runtime, end));
         };
         let thread = thread::Builder::new().name("capsa-network".into());
+        let thread = thread.spawn(serve)?;
+        // A machine runs once: nothing was set before.
+        let _ = state.forwards.set(forwards);
         Ok(RunningNetwork {
-            thread: thread.spawn(serve)?,
+            thread,
             ended,
             _stop: stop,
         })
