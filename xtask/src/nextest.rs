@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::{fmt, fs};
+use std::{fmt, fs, mem};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -104,24 +104,44 @@ impl Suite {
         }
     }
 
-    /// The tests that need a KVM which runs stock kernels, in batches for one bench each, which can run
-    /// at the same time; those with one of `names` in theirs, unless it is empty.
-    pub(crate) fn in_bench(names: &[String], batches: u32) -> Result<Vec<Self>> {
-        let parent = target_folder()?.join("nextest");
-        let batch = |number| {
-            // By its name, so that a test is in the same batch whatever else is asked for.
-            let partition = ["--partition".to_owned(), format!("hash:{number}/{batches}")];
-            let choice = partition.into_iter().chain(names.iter().cloned());
-            let store = parent.join(format!("batch-{number}"));
-            Self::of("bench", choice.collect(), store)
+    /// The tests that need a KVM which runs stock kernels: those with one of `names` in theirs, unless
+    /// it is empty.
+    pub(crate) fn in_bench(names: &[String]) -> Result<Self> {
+        let store = target_folder()?.join("nextest");
+        let suite = Self::of("bench", names.to_owned(), store)?;
+        ensure!(
+            !suite.wanted.is_empty(),
+            "there are no such tests for the bench"
+        );
+        Ok(suite)
+    }
+
+    /// Takes some tests out of it, as a suite of their own whose runner keeps its report in a folder with
+    /// this number; with the last ones go those that are not to be run.
+    pub(crate) fn split_off(&mut self, count: usize, number: usize) -> Self {
+        let wanted: BTreeSet<_> = self.wanted.iter().take(count).cloned().collect();
+        self.wanted.retain(|test| !wanted.contains(test));
+        let known = match self.wanted.is_empty() {
+            true => mem::take(&mut self.known),
+            false => wanted.clone(),
         };
-        let suites = (1..=batches).map(batch).collect::<Result<Vec<_>>>()?;
-        let suites: Vec<_> = suites
-            .into_iter()
-            .filter(|suite| !suite.wanted.is_empty())
-            .collect();
-        ensure!(!suites.is_empty(), "there are no such tests for the bench");
-        Ok(suites)
+        self.known.retain(|test| !known.contains(test));
+        let exactly = wanted
+            .iter()
+            .map(|(program, name)| format!("(binary_id(={program}) & test(={name}))"));
+        let filter = exactly.collect::<Vec<_>>().join(" | ");
+        Self {
+            profile: self.profile,
+            choice: vec!["--filterset".to_owned(), filter],
+            store: self.store.join(format!("part-{number}")),
+            wanted,
+            known,
+        }
+    }
+
+    /// How many of its tests are to be run.
+    pub(crate) fn len(&self) -> usize {
+        self.wanted.len()
     }
 
     fn list(&self, choice: &[&str]) -> Result<BTreeSet<Test>> {
@@ -316,6 +336,28 @@ mod tests {
             "1 passed, 2 failed, 1 skipped"
         );
         assert!(outcomes[&("capsa".to_owned(), "a::good".to_owned())]);
+    }
+
+    #[test]
+    fn a_suite_falls_into_parts() {
+        let tests = |names: &str| listed(names).unwrap();
+        let mut suite = Suite {
+            profile: "bench",
+            choice: Vec::new(),
+            store: PathBuf::from("nextest"),
+            wanted: tests("p a\np b\np c"),
+            known: tests("p a\np b\np c\np ignored"),
+        };
+        let first = suite.split_off(2, 1);
+        let last = suite.split_off(2, 2);
+        assert_eq!(first.wanted, tests("p a\np b"));
+        assert_eq!(first.known, first.wanted);
+        assert_eq!(last.wanted, tests("p c"));
+        assert_eq!(last.known, tests("p c\np ignored"));
+        assert_eq!(suite.len(), 0);
+        let filter = "(binary_id(=p) & test(=a)) | (binary_id(=p) & test(=b))";
+        assert_eq!(first.choice, ["--filterset", filter]);
+        assert_ne!(first.folder(), last.folder());
     }
 
     #[test]

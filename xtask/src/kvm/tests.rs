@@ -1,8 +1,7 @@
 //! The tests that need a KVM which runs stock kernels, as a step of `cargo xtask test`.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::{fs, slice, thread};
+use std::{fs, thread};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -10,16 +9,17 @@ use super::watch::{End, GuestDied};
 use super::{Bench, try_run};
 use crate::nextest::{Counts, Suite};
 
-/// Each batch of tests has a bench of its own, so that not all is lost with one.
-const BATCHES: u32 = 6;
+/// How many tests a bench runs before the next one takes over. Each bench costs 15 s, and when one
+/// dies, the results of its tests are lost.
+const AT_MOST: usize = 10;
 
 /// How many benches run at the same time: each takes a processor, and memory as its tests use it.
 const AT_ONCE: usize = 2;
 
 /// How many benches may die. QEMU's emulation of SVM has faults that take the guest with them, every
 /// few minutes or every hour, and that no program in the guest is to blame for: its own kernel dies
-/// on its way out of a guest. Then the batch is run again. No test is that has failed.
-const DEATHS: usize = 6;
+/// on its way out of a guest. Then its tests are run again, in halves. No test is that has failed.
+const DEATHS: usize = 24;
 
 /// Runs those with one of `names` in theirs, or all, and adds what became of them to `counts`.
 ///
@@ -27,81 +27,101 @@ const DEATHS: usize = 6;
 ///
 /// A test failed or did not run, or the bench could not.
 pub(crate) fn run(counts: &mut Counts, names: &[String]) -> Result<()> {
-    let suites = Suite::in_bench(names, BATCHES)?;
-    let queue = Queue {
-        waiting: Mutex::new(suites.iter()),
-        ended: Mutex::default(),
-        deaths: AtomicUsize::new(0),
-    };
+    let queue = Mutex::new(Queue {
+        waiting: Suite::in_bench(names)?,
+        again: Vec::new(),
+        suites: 0,
+        deaths: 0,
+        counts: Counts::default(),
+        errors: Vec::new(),
+    });
     let processors = thread::available_parallelism()?.get();
     thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(processors) {
-            scope.spawn(|| queue.work());
+            scope.spawn(|| work(&queue));
         }
     });
-    // The other batches are worth their results whatever became of one.
-    let ended = queue
-        .ended
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    let mut failures = 0;
-    for (suite, end) in ended {
-        let checked = match end {
-            Ok(End::Exited(status)) => suite.check(counts, status == 0),
-            Ok(End::TimedOut) => Err(anyhow!("the time for a batch of tests is up")),
-            Ok(End::Interrupted) => Err(anyhow!("interrupted")),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = checked {
-            failures += 1;
-            eprintln!("error: {error:#}");
-        }
-    }
-    ensure!(failures == 0, "{failures} batches of tests failed");
+    let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+    *counts += queue.counts;
+    ensure!(queue.errors.is_empty(), "{}", queue.errors.join("; "));
     Ok(())
 }
 
-/// The batches, taken by one bench after the other.
-struct Queue<'a> {
-    waiting: Mutex<slice::Iter<'a, Suite>>,
-    ended: Mutex<Vec<(&'a Suite, Result<End>)>>,
+/// What is still to be run, and what became of the rest.
+struct Queue {
+    waiting: Suite,
+    /// Those whose bench died.
+    again: Vec<Suite>,
+    /// How many were split off from others, for the next one's number.
+    suites: usize,
     /// Of all benches.
-    deaths: AtomicUsize,
+    deaths: usize,
+    counts: Counts,
+    errors: Vec<String>,
 }
 
-impl<'a> Queue<'a> {
-    /// Runs what waits, until nothing does.
-    fn work(&self) {
-        while let Some(suite) = self.next() {
-            let end = run_batch(suite, &self.deaths);
-            if matches!(end, Ok(End::Interrupted)) {
+impl Queue {
+    fn next(&mut self) -> Option<Suite> {
+        if let Some(suite) = self.again.pop() {
+            return Some(suite);
+        }
+        if self.waiting.len() == 0 {
+            return None;
+        }
+        // Fewer at the end, so that no bench waits long for the other's last tests.
+        let count = (self.waiting.len() / (2 * AT_ONCE)).clamp(1, AT_MOST);
+        self.suites += 1;
+        Some(self.waiting.split_off(count, self.suites))
+    }
+
+    /// A result of another bench is worth having whatever became of this one.
+    fn ended(&mut self, mut suite: Suite, end: Result<End>) {
+        let checked = match end {
+            Ok(End::Exited(status)) => suite.check(&mut self.counts, status == 0),
+            Ok(End::TimedOut) => Err(anyhow!("the time for some of the tests is up")),
+            Ok(End::Interrupted) => {
                 // What has not begun is not wanted any more.
-                *lock(&self.waiting) = [].iter();
+                self.again.clear();
+                self.waiting.split_off(usize::MAX, 0);
+                Err(anyhow!("interrupted"))
             }
-            lock(&self.ended).push((suite, end));
+            Err(error) if error.is::<GuestDied>() && self.deaths < DEATHS => {
+                self.deaths += 1;
+                eprintln!("note: {} tests are run again: {error:#}", suite.len());
+                self.suites += 1;
+                let half = suite.split_off(suite.len() / 2, self.suites);
+                self.suites += 1;
+                let rest = suite.split_off(usize::MAX, self.suites);
+                self.again
+                    .extend([half, rest].into_iter().filter(|suite| suite.len() > 0));
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
+            eprintln!("error: {error:#}");
+            // The whole of it, with a guest's console, stands above.
+            self.errors
+                .extend(error.to_string().lines().next().map(str::to_owned));
         }
-    }
-
-    /// By a function of its own, so that the lock is not held while the batch runs.
-    fn next(&self) -> Option<&'a Suite> {
-        lock(&self.waiting).next()
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Runs what waits in one bench after the other, until nothing does.
+fn work(queue: &Mutex<Queue>) {
+    while let Some(suite) = next(queue) {
+        let end = run_once(&suite);
+        lock(queue).ended(suite, end);
+    }
 }
 
-/// Runs a batch, again after each death of its bench while there are not too many of all.
-fn run_batch(suite: &Suite, deaths: &AtomicUsize) -> Result<End> {
-    loop {
-        match run_once(suite) {
-            Err(error) if error.is::<GuestDied>() && deaths.fetch_add(1, Relaxed) < DEATHS => {
-                eprintln!("note: this batch is run again: {error:#}");
-            }
-            other => return other,
-        }
-    }
+/// By a function of its own, so that the lock is not held while the tests run.
+fn next(queue: &Mutex<Queue>) -> Option<Suite> {
+    lock(queue).next()
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run_once(suite: &Suite) -> Result<End> {

@@ -139,7 +139,7 @@ macro_rules! behaviours {
             boot::a_cloud_kernel_boots,
         }
     };
-    // Too slow for a backend that emulates: 20 VMs, one after the other.
+    // Too slow for a backend that emulates: VM after VM.
     (@sequences $choice:expr) => {
         $crate::behaviours! { @tests $choice, end::random_sequences_end_as_they_should }
     };
