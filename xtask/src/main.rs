@@ -10,8 +10,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::nextest::Counts;
-
 mod bench;
 mod fuzz;
 mod guest;
@@ -121,14 +119,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run { args } => run::run(&args)?,
         Command::Test => return test::run(),
         Command::Kvm(bench) => return Ok(kvm::run(&bench)),
-        Command::KvmTest { names } => {
-            tools::provide(tools::NEXTEST)?;
-            guest::build(guest::TESTING, guest::Profile::Debug)?;
-            guest::build(guest::FIRST_PROCESS, guest::Profile::Release)?;
-            let mut counts = Counts::default();
-            kvm::run_tests(&mut counts, &names)?;
-            eprintln!("{counts}");
-        }
+        Command::KvmTest { names } => test::run_with_kvm(&names)?,
         Command::Bench {
             kvm,
             peers,

@@ -27,10 +27,7 @@ const AARCH64: &str = "aarch64-unknown-linux-gnu";
 pub(crate) fn run() -> Result<ExitCode> {
     let mut steps = Steps::default();
     let mut counts = Counts::default();
-    steps.need("install packages", || {
-        let guests = [QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG, IPROUTE2];
-        packages::provide(guests.iter().chain(&ARCHIVERS))
-    })?;
+    steps.need("install packages", install_packages)?;
     steps.need("build the test runner", || tools::provide(tools::NEXTEST))?;
 
     steps.check("formatting", || {
@@ -57,17 +54,11 @@ pub(crate) fn run() -> Result<ExitCode> {
                 .env("RUSTDOCFLAGS", "--deny warnings"),
         )
     });
-    let built = steps.check("build programs and examples", || {
-        guest::build(guest::TESTING, Profile::Debug)?;
-        guest::build(guest::FIRST_PROCESS, Profile::Release)?;
-        check(cargo(["build", "--bins", "--examples"])?.args(EVERYTHING))
-    });
-    if built.is_some() {
-        steps.check("make guests and disks", || {
-            check(&mut workspace::command(
-                debug_folder()?.join("prepare-images"),
-            )?)
-        });
+    if steps
+        .check("build programs and examples", build_programs)
+        .is_some()
+    {
+        steps.check("make guests and disks", make_images);
     }
     steps.check("tests", || nextest::run(&mut counts));
     steps.check("tests with KVM", || kvm::run_tests(&mut counts, &[]));
@@ -83,6 +74,38 @@ pub(crate) fn run() -> Result<ExitCode> {
     };
     writeln!(io::stdout(), "{counts}").context("cannot write to stdout")?;
     Ok(code)
+}
+
+/// Runs the tests that need KVM, those with one of `names` in theirs or all, with what they need.
+///
+/// # Errors
+///
+/// A test failed or did not run, or something that they need is missing.
+pub(crate) fn run_with_kvm(names: &[String]) -> Result<()> {
+    install_packages()?;
+    tools::provide(tools::NEXTEST)?;
+    build_programs()?;
+    make_images()?;
+    let mut counts = Counts::default();
+    let run = kvm::run_tests(&mut counts, names);
+    writeln!(io::stdout(), "{counts}").context("cannot write to stdout")?;
+    run
+}
+
+fn install_packages() -> Result<()> {
+    let guests = [QEMU, FIRMWARE, BUSYBOX, OBJCOPY, MKE2FS, QEMU_IMG, IPROUTE2];
+    packages::provide(guests.iter().chain(&ARCHIVERS))
+}
+
+fn build_programs() -> Result<()> {
+    guest::build(guest::TESTING, Profile::Debug)?;
+    guest::build(guest::FIRST_PROCESS, Profile::Release)?;
+    check(cargo(["build", "--bins", "--examples"])?.args(EVERYTHING))
+}
+
+fn make_images() -> Result<()> {
+    let program = debug_folder()?.join("prepare-images");
+    check(&mut workspace::command(program)?)
 }
 
 fn check_dependencies() -> Result<()> {
