@@ -83,6 +83,7 @@ fn soak(program: &str, backend: &str, words: &[String], limit: u64) -> Result<Ex
             // With two, the guest's own kernel dies more often.
             cpus: 1,
             timeout: limit,
+            processor: None,
             share: None,
             command: line,
         }));

@@ -72,6 +72,7 @@ pub(crate) fn run(
         // What two processors of an emulated machine do at once depends on what else the host does.
         cpus: 1,
         timeout: 7200,
+        processor: None,
         share: Some(folder),
         command: line,
     };

@@ -1,5 +1,6 @@
 //! The level-1 guest's machine: QEMU's command line.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,7 +47,11 @@ impl Kernel {
 pub(super) fn command(bench: &Bench, kernel: &Kernel, folder: &Folder) -> Result<Command> {
     // QEMU ends with this thread, however that ends.
     let mut qemu = program("setpriv")?;
-    qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
+    qemu.args(["--pdeathsig", "KILL", "--"]);
+    if let Some(processor) = bench.processor {
+        qemu.args(["taskset", "--cpu-list", &processor.to_string()]);
+    }
+    qemu.arg("qemu-system-x86_64")
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-machine", "q35", "-accel", "tcg,thread=multi"])
         .args(["-cpu", CPU, "-smp", &bench.cpus.to_string()])
@@ -89,6 +94,27 @@ fn path(path: &Path) -> Result<String> {
     Ok(format!("path={}", text.replace(',', ",,")))
 }
 
+/// The numbers of this machine's processors that this program may use.
+pub(super) fn processors() -> Result<Vec<usize>> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .context("/proc/self/status names no processors")?;
+    parse_list(list).with_context(|| format!("not a list of processors: {list:?}"))
+}
+
+/// Reads the kernel's form of a set: `0-2,5`.
+fn parse_list(list: &str) -> Option<Vec<usize>> {
+    let mut numbers = Vec::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +131,13 @@ mod tests {
     #[test]
     fn a_comma_in_a_path_separates_nothing() {
         assert_eq!(path(Path::new("/a,b")).unwrap(), "path=/a,,b");
+    }
+
+    #[test]
+    fn the_kernels_list_of_processors_is_read() {
+        assert_eq!(parse_list("\t0-2,5\n"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(parse_list("7"), Some(vec![7]));
+        assert_eq!(parse_list(""), None);
+        assert!(!processors().unwrap().is_empty());
     }
 }

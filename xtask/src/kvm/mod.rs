@@ -64,6 +64,13 @@ pub(crate) struct Bench {
     /// CAPSA_BENCH_SHARE. Without this option a fresh one that is removed afterwards.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) share: Option<PathBuf>,
+    /// The processor of this machine that all of QEMU's threads run on, if a guest is needed; any
+    /// of them without this.
+    ///
+    /// QEMU's emulation of `vmrun` changes the pending interrupts without a lock, and with two
+    /// processors loses one to another thread now and then, for which the guest then waits for ever.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) processor: Option<usize>,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<OsString>,

@@ -5,6 +5,7 @@ use std::{fs, thread};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::machine::processors;
 use super::watch::{End, GuestDied};
 use super::{Bench, try_run};
 use crate::nextest::{Counts, Suite};
@@ -16,9 +17,9 @@ const AT_MOST: usize = 10;
 /// How many benches run at the same time: each takes a processor, and memory as its tests use it.
 const AT_ONCE: usize = 2;
 
-/// How many benches may die. QEMU's emulation of SVM has faults that take the guest with them, every
-/// few minutes or every hour, and that no program in the guest is to blame for: its own kernel dies
-/// on its way out of a guest. Then its tests are run again, in halves. No test is that has failed.
+/// How many benches may die. QEMU's emulation of SVM has faults that take the guest with them now and
+/// then, and that no program in the guest is to blame for. Then its tests are run again, in halves. No
+/// test is that has failed.
 const DEATHS: usize = 24;
 
 /// Runs those with one of `names` in theirs, or all, and adds what became of them to `counts`.
@@ -31,17 +32,22 @@ pub(crate) fn run(counts: &mut Counts, names: &[String]) -> Result<()> {
         waiting: Suite::in_bench(names)?,
         again: Vec::new(),
         suites: 0,
-        deaths: 0,
+        deaths: Vec::new(),
         counts: Counts::default(),
         errors: Vec::new(),
     });
-    let processors = thread::available_parallelism()?.get();
+    let processors = processors()?;
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE.min(processors) {
-            scope.spawn(|| work(&queue));
+        for processor in processors.into_iter().take(AT_ONCE) {
+            let queue = &queue;
+            scope.spawn(move || work(queue, processor));
         }
     });
     let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !queue.deaths.is_empty() {
+        let deaths = queue.deaths.join(", ");
+        eprintln!("note: benches were lost, as their guests ended otherwise: {deaths}");
+    }
     *counts += queue.counts;
     ensure!(queue.errors.is_empty(), "{}", queue.errors.join("; "));
     Ok(())
@@ -54,8 +60,8 @@ struct Queue {
     again: Vec<Suite>,
     /// How many were split off from others, for the next one's number.
     suites: usize,
-    /// Of all benches.
-    deaths: usize,
+    /// How benches died.
+    deaths: Vec<String>,
     counts: Counts,
     errors: Vec<String>,
 }
@@ -75,7 +81,7 @@ impl Queue {
     }
 
     /// A result of another bench is worth having whatever became of this one.
-    fn ended(&mut self, mut suite: Suite, end: Result<End>) {
+    fn ended(&mut self, suite: Suite, end: Result<End>) {
         let checked = match end {
             Ok(End::Exited(status)) => suite.check(&mut self.counts, status == 0),
             Ok(End::TimedOut) => Err(anyhow!("the time for some of the tests is up")),
@@ -85,18 +91,15 @@ impl Queue {
                 self.waiting.split_off(usize::MAX, 0);
                 Err(anyhow!("interrupted"))
             }
-            Err(error) if error.is::<GuestDied>() && self.deaths < DEATHS => {
-                self.deaths += 1;
-                eprintln!("note: {} tests are run again: {error:#}", suite.len());
-                self.suites += 1;
-                let half = suite.split_off(suite.len() / 2, self.suites);
-                self.suites += 1;
-                let rest = suite.split_off(usize::MAX, self.suites);
-                self.again
-                    .extend([half, rest].into_iter().filter(|suite| suite.len() > 0));
-                return;
-            }
-            Err(error) => Err(error),
+            Err(error) => match error.downcast_ref::<GuestDied>() {
+                Some(died) if self.deaths.len() < DEATHS => {
+                    self.deaths.push(died.how().to_owned());
+                    eprintln!("note: {} tests are run again: {error:#}", suite.len());
+                    self.run_again(suite);
+                    return;
+                }
+                _ => Err(error),
+            },
         };
         if let Err(error) = checked {
             eprintln!("error: {error:#}");
@@ -105,12 +108,22 @@ impl Queue {
                 .extend(error.to_string().lines().next().map(str::to_owned));
         }
     }
+
+    fn run_again(&mut self, mut suite: Suite) {
+        for count in [suite.len() / 2, usize::MAX] {
+            self.suites += 1;
+            let half = suite.split_off(count, self.suites);
+            if half.len() > 0 {
+                self.again.push(half);
+            }
+        }
+    }
 }
 
 /// Runs what waits in one bench after the other, until nothing does.
-fn work(queue: &Mutex<Queue>) {
+fn work(queue: &Mutex<Queue>, processor: usize) {
     while let Some(suite) = next(queue) {
-        let end = run_once(&suite);
+        let end = run_once(&suite, processor);
         lock(queue).ended(suite, end);
     }
 }
@@ -124,7 +137,7 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run_once(suite: &Suite) -> Result<End> {
+fn run_once(suite: &Suite, processor: usize) -> Result<End> {
     let folder = suite.folder();
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     suite.forget_report()?;
@@ -134,6 +147,7 @@ fn run_once(suite: &Suite) -> Result<End> {
         // With two, the guest's own kernel dies more often.
         cpus: 1,
         timeout: 1800,
+        processor: Some(processor),
         command: suite.run_built(&folder)?,
         // The runner writes its report there.
         share: Some(folder),

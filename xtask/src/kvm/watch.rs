@@ -40,8 +40,15 @@ pub(crate) enum End {
 /// kernel has crashed or hangs. With what its console says.
 #[derive(Debug)]
 pub(super) struct GuestDied {
-    how: &'static str,
+    how: String,
     console: String,
+}
+
+impl GuestDied {
+    /// In a few words.
+    pub(super) fn how(&self) -> &str {
+        &self.how
+    }
 }
 
 impl std::error::Error for GuestDied {}
@@ -83,7 +90,7 @@ pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Res
         pass_on(stdout, io::stdout(), &unread),
         pass_on(stderr, io::stderr(), &unread),
     ];
-    let died = |how| GuestDied {
+    let died = |how: String| GuestDied {
         how,
         console: console(folder),
     };
@@ -100,11 +107,11 @@ pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Res
         if boots || now != heartbeat {
             (heartbeat, last_change) = (now, elapsed);
         } else if elapsed - last_change > HEARTBEAT_LIMIT {
-            return Err(died("hangs").into());
+            return Err(died(format!("hangs after {} s", last_change.as_secs())).into());
         }
         Ok(())
     })?;
-    let End::Exited(_) = end else {
+    let End::Exited(qemu) = end else {
         return Ok(end);
     };
     for stream in streams {
@@ -113,7 +120,9 @@ pub(super) fn watch_guest(child: Child, folder: &Folder, limit: Duration) -> Res
     }
     match folder.told()? {
         Told::Exited(status) => Ok(End::Exited(status)),
-        Told::Started | Told::Nothing => Err(died("died").into()),
+        Told::Started | Told::Nothing => {
+            Err(died(format!("died, QEMU with the status {qemu}")).into())
+        }
     }
 }
 
