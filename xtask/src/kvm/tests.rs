@@ -13,6 +13,7 @@ use crate::nextest::{Counts, Suite};
 /// How many tests a bench runs before the next one takes over. Each bench costs 15 s, and when one
 /// dies, the results of its tests are lost.
 const AT_MOST: usize = 10;
+const AT_LEAST: usize = 3;
 
 /// How many benches run at the same time: each takes a processor, and memory as its tests use it.
 const AT_ONCE: usize = 2;
@@ -75,7 +76,7 @@ impl Queue {
             return None;
         }
         // Fewer at the end, so that no bench waits long for the other's last tests.
-        let count = (self.waiting.len() / (2 * AT_ONCE)).clamp(1, AT_MOST);
+        let count = (self.waiting.len() / (2 * AT_ONCE)).clamp(AT_LEAST, AT_MOST);
         self.suites += 1;
         Some(self.waiting.split_off(count, self.suites))
     }
