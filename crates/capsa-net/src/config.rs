@@ -82,6 +82,13 @@ pub enum Resolvers {
 }
 
 /// What a guest may make the host hold. Beyond a limit the guest is refused, and an event says so.
+///
+/// Of connections, their buffers and UDP peers, those that come through port forwards have half at most, so
+/// that nobody outside can take all from the guest.
+///
+/// Sockets are descriptors of the program. Those of all networks together leave it the last quarter of its soft
+/// limit (`RLIMIT_NOFILE`, see setrlimit(2)), whatever is said here: with the usual limit of 1024, descriptors
+/// from number 768 on are never a guest's. A program with many VMs, or with busy ones, raises its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -91,7 +98,7 @@ pub struct Limits {
     pub tcp_connecting: usize,
     /// Bytes of all TCP buffers. A new connection takes a share of what is left, from 32 KiB to 512 KiB.
     pub tcp_buffers: usize,
-    /// UDP peers; each costs a socket of the host.
+    /// UDP peers; each costs a socket of the host, but those of port forwards.
     pub udp_flows: usize,
     /// Questions to the resolver that wait for an answer.
     pub dns_questions: usize,

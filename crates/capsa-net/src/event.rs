@@ -79,12 +79,19 @@ pub enum Limit {
     TcpFlows,
     /// TCP connections that are being connected.
     TcpConnecting,
+    /// TCP connections through port forwards.
+    TcpForwarded,
     /// UDP peers.
     UdpFlows,
+    /// UDP peers through port forwards.
+    UdpForwarded,
     /// Questions to the resolver that wait.
     DnsQuestions,
     /// Questions to the resolver in a second.
     DnsRate,
+    /// Descriptors of the program that holds the VM: those of all its guests together leave it the last
+    /// quarter of its soft limit (`RLIMIT_NOFILE`).
+    Descriptors,
 }
 
 impl fmt::Display for Limit {
@@ -92,9 +99,12 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Self::TcpFlows => "TCP connections",
             Self::TcpConnecting => "TCP connections that are being connected",
+            Self::TcpForwarded => "TCP connections through port forwards",
             Self::UdpFlows => "UDP peers",
+            Self::UdpForwarded => "UDP peers through port forwards",
             Self::DnsQuestions => "questions for names",
             Self::DnsRate => "questions for names in a second",
+            Self::Descriptors => "descriptors of the program",
         })
     }
 }

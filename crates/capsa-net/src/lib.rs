@@ -64,3 +64,4 @@ pub use driver::Dialer;
 #[cfg(feature = "driver")]
 pub use driver::{Link, LinkError, Network, NetworkError};
 pub use event::{Event, Limit};
+pub use ipnet::{Ipv4Net, Ipv6Net};

@@ -1,26 +1,28 @@
 //! Sockets to the outside.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::stack::{ConnectFailure, Target};
+use super::descriptors::Descriptors;
+use crate::stack::ConnectFailure;
 
 /// How long a connection may take: about as long as the guest's kernel waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Makes sockets.
+/// Makes sockets, as many as guests may have of the program's descriptors.
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(
     not(feature = "test-utils"),
     expect(unreachable_pub, reason = "only tests make one of their own")
 )]
 pub struct Dialer {
+    pub(super) descriptors: Arc<Descriptors>,
     /// Where tests have their servers. An address that is not here is a black hole.
     #[cfg(feature = "test-utils")]
     places: Option<std::collections::HashMap<SocketAddr, SocketAddr>>,
@@ -36,7 +38,7 @@ impl Dialer {
     pub fn to_places(places: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) -> Self {
         Self {
             places: Some(places.into_iter().collect()),
-            resolv_conf: None,
+            ..Self::default()
         }
     }
 
@@ -74,16 +76,15 @@ impl Dialer {
         Some(address)
     }
 
-    pub(super) async fn connect(&self, to: Target) -> Result<TcpStream, ConnectFailure> {
-        check(to)?;
+    pub(super) async fn connect(&self, to: SocketAddr) -> Result<TcpStream, ConnectFailure> {
         let dialing = async {
-            let Some(address) = self.place(to.address) else {
+            let Some(address) = self.place(to) else {
                 return std::future::pending().await;
             };
-            let socket = match address {
+            let socket = self.descriptors.admit(match address {
                 SocketAddr::V4(_) => TcpSocket::new_v4(),
                 SocketAddr::V6(_) => TcpSocket::new_v6(),
-            }?;
+            })?;
             // The guest has cut the stream into segments by its own algorithm. It does not see when the other
             // side has gone without a word, so the host has to.
             socket.set_nodelay(true)?;
@@ -98,58 +99,32 @@ impl Dialer {
     }
 
     /// Does not wait: connecting a UDP socket sends nothing.
-    pub(super) fn udp(&self, to: Target) -> Result<UdpSocket, ConnectFailure> {
-        check(to)?;
-        let address = self.place(to.address).ok_or(ConnectFailure::Unreachable)?;
-        connected_udp(address).map_err(|error| failure(&error))
+    pub(super) fn udp(&self, to: SocketAddr) -> Result<UdpSocket, ConnectFailure> {
+        let address = self.place(to).ok_or(ConnectFailure::Unreachable)?;
+        self.connected_udp(address).map_err(|error| failure(&error))
     }
 
     /// A socket to a resolver, which is the host's choice, and so may be anywhere.
     pub(super) fn resolver_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        connected_udp(self.place(address).unwrap_or(address))
+        self.connected_udp(self.place(address).unwrap_or(address))
     }
 
     /// A connection to a resolver.
     pub(super) async fn resolver_tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        TcpStream::connect(self.place(address).unwrap_or(address)).await
+        let stream = TcpStream::connect(self.place(address).unwrap_or(address)).await;
+        self.descriptors.admit(stream)
     }
-}
 
-fn connected_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let own: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = StdUdpSocket::bind(own)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(address)?;
-    UdpSocket::from_std(socket)
-}
-
-fn check(to: Target) -> Result<(), ConnectFailure> {
-    if !to.may_be_host && !is_elsewhere(to.address.ip()) {
-        return Err(ConnectFailure::HostAddress);
+    fn connected_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        let own: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = self.descriptors.admit(StdUdpSocket::bind(own))?;
+        socket.set_nonblocking(true)?;
+        socket.connect(address)?;
+        UdpSocket::from_std(socket)
     }
-    Ok(())
-}
-
-/// Whether an address is surely none of the host's own at this moment: those are what sockets can have. Of IPv4
-/// this includes what only a route makes local, of IPv6 it is what interfaces have. Where the host does not
-/// say, as when it is short of descriptors, the address counts as its own.
-fn is_elsewhere(address: IpAddr) -> bool {
-    match StdUdpSocket::bind((address, 0)) {
-        Ok(_) => false,
-        // A host without IPv6 has none of its addresses either.
-        Err(error) => {
-            error.kind() == io::ErrorKind::AddrNotAvailable
-                || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
-        }
-    }
-}
-
-/// Whether it cannot be told which addresses are the host's. This one is for documents (RFC 5737).
-pub(super) fn nonlocal_bind() -> bool {
-    !is_elsewhere(Ipv4Addr::new(192, 0, 2, 1).into())
 }
 
 fn failure(error: &io::Error) -> ConnectFailure {

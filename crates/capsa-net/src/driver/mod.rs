@@ -10,9 +10,11 @@
 //! and what has been woken is looked at, nothing else. All it has goes with it when it is dropped: it spawns
 //! nothing.
 
+mod descriptors;
 mod dial;
 mod link;
 mod lookup;
+mod routes;
 mod sockets;
 mod task;
 mod wake;
@@ -38,6 +40,7 @@ pub use dial::Dialer;
 #[cfg(not(feature = "test-utils"))]
 use dial::Dialer;
 pub use link::{Link, LinkError};
+use routes::Routes;
 use task::Driver;
 
 /// Why a network cannot be.
@@ -57,11 +60,21 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
-    /// The host lets sockets have addresses that are not its own, so that those cannot be told apart.
+    /// The host's own addresses cannot be told from others: its kernel cannot be asked for its routes.
     #[error(
-        "the host's own addresses cannot be told from others while net.ipv4.ip_nonlocal_bind is set"
+        "cannot ask the kernel for its routes, which tell the host's own addresses from others"
     )]
-    NonlocalBind,
+    Routes(#[source] io::Error),
+    /// The program has so much open that a guest could have no socket: the last quarter of the descriptors
+    /// that it may have is never a guest's.
+    #[error(
+        "too much is open: of the {limit} descriptors that the program may have, guests leave it the last \
+         quarter, and it has taken the others; raise the limit (`ulimit -n`)"
+    )]
+    Descriptors {
+        /// The soft limit, `RLIMIT_NOFILE`.
+        limit: u64,
+    },
     /// A VM is this member of its cluster already.
     #[error("the member `{member}` of the cluster is there already")]
     Joined {
@@ -85,6 +98,7 @@ pub struct Network {
     listeners: Vec<Listener>,
     resolvers: Resolvers,
     dialer: Arc<Dialer>,
+    routes: Routes,
     events: Option<mpsc::Sender<Event>>,
     port: Option<Port>,
 }
@@ -108,8 +122,9 @@ impl Network {
             .map_err(|error| NetworkError::Random(error.into()))?;
         let stack = Stack::new(&network, u64::from_ne_bytes(seed), Instant::now())
             .map_err(NetworkError::Config)?;
-        if dial::nonlocal_bind() {
-            return Err(NetworkError::NonlocalBind);
+        let routes = Routes::open().map_err(NetworkError::Routes)?;
+        if let Some(limit) = descriptors::exhausted(&routes) {
+            return Err(NetworkError::Descriptors { limit });
         }
         let listeners = network.forwards.iter().map(|forward| {
             let (address, port) = (forward.listen, forward.guest_port);
@@ -128,6 +143,7 @@ impl Network {
             listeners: listeners.collect::<Result<_, _>>()?,
             resolvers: network.resolvers,
             dialer: Arc::new(Dialer::default()),
+            routes,
             events: None,
             port: None,
         })

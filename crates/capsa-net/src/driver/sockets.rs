@@ -140,7 +140,13 @@ impl Driver {
             match forward {
                 Forward::Tcp(listener, port) => match listener.poll_accept(&mut context) {
                     Poll::Pending => return,
-                    Poll::Ready(Ok((stream, _))) => {
+                    Poll::Ready(accepted) => {
+                        let accepted = accepted.map(|(stream, _)| stream);
+                        // The host is short of something, and the connection waits; or it has taken one of the
+                        // last descriptors, and is closed. To try at once would be to try all the time.
+                        let Ok(stream) = self.dialer.descriptors.admit(accepted) else {
+                            return self.pause(place);
+                        };
                         let _ = stream.set_nodelay(true);
                         match self.stack.connect(*port, now) {
                             Some(flow) => self.add_connection(flow, stream),
@@ -149,9 +155,6 @@ impl Driver {
                             }
                         }
                     }
-                    // The host is short of something, such as descriptors, and the connection waits. To try
-                    // at once would be to try all the time.
-                    Poll::Ready(Err(_)) => return self.pause(place),
                 },
                 Forward::Udp(socket, port) => {
                     match socket.try_recv_from(&mut self.datagram) {

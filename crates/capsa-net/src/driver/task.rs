@@ -17,13 +17,14 @@ use tokio_util::sync::PollSender;
 
 use super::dial::Dialer;
 use super::link::{self, Link, LinkError};
+use super::routes::Routes;
 use super::sockets::{Connection, Forward, Peer};
 use super::wake::{Ready, Source};
 use super::{Listener, Network, lookup};
 use crate::cluster::{Delivered, Port};
 use crate::config::Resolvers;
 use crate::event::Event;
-use crate::stack::{ConnectFailure, FlowId, PeerId, QuestionId, Stack, Wish};
+use crate::stack::{ConnectFailure, FlowId, PeerId, QuestionId, Stack, Target, Wish};
 
 /// How many rounds before the runtime gets a turn.
 const ROUNDS: usize = 64;
@@ -51,7 +52,8 @@ pub(super) struct Driver {
     pub(super) paused: HashSet<usize>,
     pauses: FuturesUnordered<Task<usize>>,
     resolvers: Arc<Resolvers>,
-    dialer: Arc<Dialer>,
+    pub(super) dialer: Arc<Dialer>,
+    routes: Routes,
     events: Option<PollSender<Event>>,
     port: Option<Port>,
     /// Whether other members go before the stack where both have frames for the guest.
@@ -87,6 +89,7 @@ impl Driver {
             pauses: FuturesUnordered::new(),
             resolvers: Arc::new(network.resolvers),
             dialer: network.dialer,
+            routes: network.routes,
             events: network.events.map(PollSender::new),
             port: network.port,
             others_first: false,
@@ -116,6 +119,9 @@ impl Driver {
             let tasks = self.finish_tasks(context, now);
             let sockets = self.serve_sockets(now);
             let wishes = self.grant_wishes();
+            if self.dialer.descriptors.take_refused() {
+                self.stack.out_of_descriptors(now);
+            }
             let others = self.fill_frames(context, now);
             let sent = self.link.send(context, self.stack.frames())?;
             self.others_first ^= sent;
@@ -207,10 +213,13 @@ impl Driver {
         while let Some(wish) = self.stack.next_wish() {
             some = true;
             match wish {
+                Wish::Connect { flow, to } if self.is_forbidden(to) => {
+                    self.stack.not_connected(flow, ConnectFailure::HostAddress);
+                }
                 Wish::Connect { flow, to } => {
                     let dialer = Arc::clone(&self.dialer);
                     let dial: Task<Dialed> =
-                        Box::pin(async move { (flow, dialer.connect(to).await) });
+                        Box::pin(async move { (flow, dialer.connect(to.address).await) });
                     let (handle, registration) = AbortHandle::new_pair();
                     self.dialing.insert(flow, handle);
                     self.dials.push(Abortable::new(dial, registration));
@@ -220,7 +229,10 @@ impl Driver {
                         dial.abort();
                     }
                 }
-                Wish::OpenUdp { peer, to } => match self.dialer.udp(to) {
+                Wish::OpenUdp { peer, to } if self.is_forbidden(to) => {
+                    self.stack.udp_failed(peer, ConnectFailure::HostAddress);
+                }
+                Wish::OpenUdp { peer, to } => match self.dialer.udp(to.address) {
                     Ok(socket) => {
                         let waker = self.ready.waker(Source::Peer(peer));
                         self.peers.insert(peer, Peer { socket, waker });
@@ -260,6 +272,11 @@ impl Driver {
             }
         }
         some
+    }
+
+    /// Whether an address is, or may be, one of the host's own, and not meant as such.
+    fn is_forbidden(&mut self, to: Target) -> bool {
+        !to.may_be_host && !self.routes.is_elsewhere(to.address.ip())
     }
 
     /// Hands out events as long as they are taken.

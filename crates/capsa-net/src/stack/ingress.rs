@@ -261,6 +261,7 @@ impl Stack {
         let limit = match full {
             Full::Flows => Limit::TcpFlows,
             Full::Connecting => Limit::TcpConnecting,
+            Full::Forwarded => Limit::TcpForwarded,
         };
         self.events.limit(limit, now);
     }

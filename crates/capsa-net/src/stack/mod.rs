@@ -303,7 +303,7 @@ impl Stack {
         let gateway = self.addresses.gateway.into();
         match self.udp.through_forward(forward, from, to, gateway, now) {
             Some(seen) => self.egress.udp(seen, to, datagram),
-            None => self.events.limit(Limit::UdpFlows, now),
+            None => self.events.limit(Limit::UdpForwarded, now),
         }
     }
 
@@ -321,6 +321,11 @@ impl Stack {
             }
             None => {}
         }
+    }
+
+    /// Tells that something of the guest's got no socket, for want of descriptors.
+    pub fn out_of_descriptors(&mut self, now: Instant) {
+        self.events.limit(Limit::Descriptors, now);
     }
 
     /// Sends what is to be sent, and forgets what has been silent for too long.

@@ -94,6 +94,7 @@ pub(super) struct Judgement {
 pub(super) enum Full {
     Flows,
     Connecting,
+    Forwarded,
 }
 
 /// What became of a segment.
@@ -113,6 +114,9 @@ pub(super) struct Table {
     serial: u64,
     limits: Limits,
     connecting: usize,
+    /// Those that came through port forwards, and the bytes of their buffers.
+    forwarded: usize,
+    forwarded_buffers: usize,
     /// Bytes for buffers that nobody has.
     free: usize,
     /// Buffers of the largest size that nobody has either.
@@ -133,6 +137,8 @@ struct Entry {
     ends: Ends,
     state: Phase,
     inspection: Option<Inspection>,
+    /// It came through a port forward.
+    forwarded: bool,
     /// How many bytes may go on without another look.
     passed: u64,
     due: bool,
@@ -206,6 +212,8 @@ impl Table {
             serial: 0,
             limits,
             connecting: 0,
+            forwarded: 0,
+            forwarded_buffers: 0,
             free: limits.tcp_buffers,
             spare: Vec::new(),
             due: VecDeque::new(),
@@ -331,6 +339,11 @@ impl Table {
         if self.flows.len() >= self.limits.tcp_flows {
             return Err(Full::Flows);
         }
+        // Those outside begin these; what is left is for the guest's own.
+        self.forget_lingering(Self::has_enough_forwarded);
+        if self.has_enough_forwarded() {
+            return Err(Full::Forwarded);
+        }
         let ends = (FIRST_EPHEMERAL..=u16::MAX).find_map(|_| {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
@@ -344,7 +357,10 @@ impl Table {
         let buffers = self.buffers().ok_or(Full::Flows)?;
         let flow = Flow::connect(ends, buffers, seed, egress);
         self.free -= flow.buffers;
+        self.forwarded += 1;
+        self.forwarded_buffers += flow.buffers;
         let id = self.insert(ends, Phase::Open(Box::new(flow)), None);
+        self.flows[id.index].forwarded = true;
         self.touch(id.index);
         Ok(id)
     }
@@ -497,6 +513,7 @@ impl Table {
             ends,
             state,
             inspection,
+            forwarded: false,
             passed: 0,
             due: false,
             touched: false,
@@ -528,6 +545,10 @@ impl Table {
             }
             Phase::Open(flow) => {
                 self.free += flow.buffers;
+                if entry.forwarded {
+                    self.forwarded -= 1;
+                    self.forwarded_buffers -= flow.buffers;
+                }
                 if flow.buffers == 2 * LARGEST_BUFFER && self.spare.len() < SPARES {
                     self.spare.push(flow.into_buffers());
                 }
@@ -536,9 +557,21 @@ impl Table {
         }
     }
 
-    /// Forgets those that only linger, oldest first, when room runs short.
+    fn has_enough_forwarded(&self) -> bool {
+        self.forwarded >= self.limits.tcp_flows.div_ceil(2)
+            || self.forwarded_buffers >= self.limits.tcp_buffers / 2
+    }
+
+    /// Sees to room for a connection.
     fn make_room(&mut self) {
-        while self.flows.len() >= self.limits.tcp_flows || self.free < self.limits.tcp_buffers / 2 {
+        self.forget_lingering(|table| {
+            table.flows.len() >= table.limits.tcp_flows || table.free < table.limits.tcp_buffers / 2
+        });
+    }
+
+    /// Forgets those that only linger, oldest first, as long as room is short.
+    fn forget_lingering(&mut self, is_short: impl Fn(&Self) -> bool) {
+        while is_short(self) {
             let Some(id) = self.lingering.pop_front() else {
                 break;
             };

@@ -103,6 +103,10 @@ impl Table {
             self.peers[index].stay(now);
             return Some(self.peers[index].ends.peer);
         }
+        // Those outside make themselves peers; what is left is for the guest's own.
+        if self.by_forward.len() >= self.limit.div_ceil(2) {
+            return None;
+        }
         let ends = (FIRST_EPHEMERAL..=u16::MAX).find_map(|_| {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);

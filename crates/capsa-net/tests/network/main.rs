@@ -7,8 +7,10 @@ mod guest;
 mod host;
 
 mod cluster;
+mod descriptors;
 mod forwards;
 mod names;
 mod requests;
+mod routes;
 mod streams;
 mod udp;

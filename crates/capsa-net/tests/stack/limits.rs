@@ -120,6 +120,38 @@ fn udp_peers_beyond_the_limit_are_refused() {
     assert_eq!(reached(&mut lab), [Limit::UdpFlows]);
 }
 
+/// Peers of a forward are whoever sends to it from outside.
+#[test]
+fn those_outside_leave_the_guest_its_own() {
+    let mut lab = lab(Limits {
+        udp_flows: 6,
+        tcp_flows: 6,
+        ..Limits::default()
+    });
+    let socket = lab.udp(80);
+    for number in 1..10 {
+        let from = ([192, 0, 2, number], 1000).into();
+        lab.stack.receive_forwarded(0, from, 80, b"x", lab.now);
+    }
+    let begun = (0..10).filter(|_| lab.stack.connect(80, lab.now).is_some());
+    assert_eq!(begun.count(), 3);
+    assert_eq!(lab.stack.flows(), (3, 3));
+    assert_eq!(
+        reached(&mut lab),
+        [Limit::UdpForwarded, Limit::TcpForwarded]
+    );
+    let connections: Vec<_> = (0..3).map(|_| lab.connect(WEB.parse().unwrap())).collect();
+    for number in 1..=3 {
+        lab.send_udp(socket, ([8, 8, 8, number], 1000).into(), b"x");
+    }
+    lab.pass(Duration::from_millis(100));
+    for connection in connections {
+        assert_eq!(lab.state(connection), tcp::State::Established);
+    }
+    assert_eq!(lab.world.peers.len(), 3);
+    assert!(reached(&mut lab).is_empty());
+}
+
 #[test]
 fn questions_are_few_at_once_and_in_a_second() {
     use hickory_proto::op::{Message, MessageType, OpCode, Query};
