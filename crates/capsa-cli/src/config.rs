@@ -29,6 +29,12 @@
 //! # allow = ["crates.io", "*.github.com:443", "10.0.0.0/8:5432"]
 //! # policy = "policy.toml"
 //! publish = ["8080:80"]
+//! host_services = ["db.internal=15432:5432"]   # [NAME=][ADDRESS:]PORT:PORT[/udp]
+//! subnet = "10.0.2.0/24"
+//! subnet6 = "fd00:ca95:a::/64"
+//! mac = "52:54:00:12:34:56"
+//! hostname = "box"
+//! dns = ["10.0.0.53"]         # by default the host's
 //! log = "network.jsonl"
 //!
 //! [console]
@@ -45,15 +51,16 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use capsa::network::{NetworkPolicy, PortForward};
+use capsa::network::{DomainName, HostService, Ipv4Net, Ipv6Net, NetworkPolicy, PortForward};
 use capsa::{KernelCmdline, MountMode, ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsConfig};
 use serde::Deserialize;
 
 use crate::disk::{self, DiskFormat};
-use crate::network::{NetworkSetting, NetworkSettings, publish};
+use crate::network::{NetworkSetting, NetworkSettings, addresses, publish, services};
 use crate::settings::{Boot, ConsoleSetting, Settings, System};
 use crate::toml_file::TomlFile;
 use crate::{policy, quantity};
@@ -148,8 +155,7 @@ impl TryFrom<String> for Timeout {
 #[serde(try_from = "NetworkKeys")]
 struct NetworkTable {
     reach: Option<Reach>,
-    publish: Vec<Published>,
-    log: Option<PathBuf>,
+    rest: NetworkKeys,
 }
 
 /// What the guest reaches.
@@ -168,6 +174,12 @@ struct NetworkKeys {
     allow: Option<Allowed>,
     policy: Option<PathBuf>,
     publish: Vec<Published>,
+    host_services: Vec<Service>,
+    subnet: Option<Ipv4Net>,
+    subnet6: Option<Ipv6Net>,
+    mac: Option<Mac>,
+    hostname: Option<DomainName>,
+    dns: Vec<Resolver>,
     log: Option<PathBuf>,
 }
 
@@ -186,6 +198,18 @@ struct Allowed(NetworkPolicy);
 #[serde(try_from = "String")]
 struct Published(PortForward);
 
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Service(HostService);
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Mac([u8; 6]);
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Resolver(SocketAddr);
+
 impl TryFrom<Vec<String>> for Allowed {
     type Error = String;
 
@@ -202,11 +226,35 @@ impl TryFrom<String> for Published {
     }
 }
 
+impl TryFrom<String> for Service {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        services::parse(&text).map(Self)
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        addresses::mac(&text).map(Self)
+    }
+}
+
+impl TryFrom<String> for Resolver {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        addresses::resolver(&text).map(Self)
+    }
+}
+
 impl TryFrom<NetworkKeys> for NetworkTable {
     type Error = &'static str;
 
-    fn try_from(keys: NetworkKeys) -> Result<Self, &'static str> {
-        let reach = match (keys.mode, keys.allow, keys.policy) {
+    fn try_from(mut keys: NetworkKeys) -> Result<Self, &'static str> {
+        let reach = match (keys.mode.take(), keys.allow.take(), keys.policy.take()) {
             (None, None, None) => None,
             (Some(Mode::None), None, None) => Some(Reach::None),
             (Some(Mode::Nat), None, None) => Some(Reach::Nat),
@@ -218,11 +266,7 @@ impl TryFrom<NetworkKeys> for NetworkTable {
                 );
             }
         };
-        Ok(Self {
-            reach,
-            publish: keys.publish,
-            log: keys.log,
-        })
+        Ok(Self { reach, rest: keys })
     }
 }
 
@@ -313,10 +357,17 @@ impl NetworkTable {
                 Reach::Policy(file) => NetworkSetting::Policy(policy::read(&base.join(file))?),
             })
         });
+        let rest = self.rest;
         Ok(NetworkSettings {
             setting: setting.transpose()?,
-            publish: self.publish.into_iter().map(|port| port.0).collect(),
-            log: self.log.map(|file| base.join(file)),
+            publish: rest.publish.into_iter().map(|port| port.0).collect(),
+            services: rest.host_services.into_iter().map(|said| said.0).collect(),
+            subnet: rest.subnet,
+            subnet6: rest.subnet6,
+            mac: rest.mac.map(|address| address.0),
+            hostname: rest.hostname,
+            resolvers: rest.dns.into_iter().map(|address| address.0).collect(),
+            log: rest.log.map(|file| base.join(file)),
         })
     }
 }

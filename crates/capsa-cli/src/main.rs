@@ -16,6 +16,7 @@ mod cli;
 mod completions;
 mod config;
 mod console;
+mod descriptors;
 mod disk;
 mod doctor;
 mod exec;

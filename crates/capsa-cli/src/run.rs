@@ -13,11 +13,12 @@ use crate::progress::Spinner;
 use crate::settings::{Builder, ConsoleSetting, Settings};
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
-use crate::{forward, messages, script, session, stdin};
+use crate::{descriptors, forward, messages, script, session, stdin};
 
 /// Runs a VM to its end.
 pub(crate) fn run(args: RunArgs) -> Done {
     let settings = Settings::from_args(args)?;
+    descriptors::raise_limit();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()

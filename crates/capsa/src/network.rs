@@ -45,8 +45,8 @@ pub use capsa_net::policy::{
 };
 pub use capsa_net::{
     Cluster, ClusterError, ClusterMember, ClusterProblem, ConfigProblem, Event, HOST_NAME,
-    HostService, Limit, Limits, MAX_MEMBERS, Member, NetworkCluster, PortForward, Resolvers,
-    UserNetwork,
+    HostService, Ipv4Net, Ipv6Net, Limit, Limits, MAX_MEMBERS, Member, NetworkCluster, PortForward,
+    Resolvers, UserNetwork,
 };
 
 pub use crate::vm::NetworkEvents;

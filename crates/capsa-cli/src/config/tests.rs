@@ -42,6 +42,12 @@ fn every_key_has_its_effect() {
         [network]
         allow = ["a.com", "b.com:443"]
         publish = ["8080:80"]
+        host_services = ["15432:5432"]
+        subnet = "10.9.8.0/24"
+        subnet6 = "fd00:9::/64"
+        mac = "02:00:00:00:00:01"
+        hostname = "box"
+        dns = ["10.0.0.53", "[::1]:5353"]
         log = "net.log"
         [console]
         mode = "enabled"
@@ -76,6 +82,15 @@ fn every_key_has_its_effect() {
                 policy::allowing("a.com,b.com:443").unwrap(),
             )),
             publish: vec![publish::parse("8080:80").unwrap()],
+            services: vec![services::parse("15432:5432").unwrap()],
+            subnet: Some("10.9.8.0/24".parse().unwrap()),
+            subnet6: Some("fd00:9::/64".parse().unwrap()),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            hostname: Some("box".parse().unwrap()),
+            resolvers: vec![
+                "10.0.0.53:53".parse().unwrap(),
+                "[::1]:5353".parse().unwrap(),
+            ],
             log: Some(here("net.log")),
         },
         console: Some(ConsoleSetting::Enabled),
@@ -177,6 +192,14 @@ fn a_network_is_reached_in_one_way() {
             "publish = ['80:80', '80']",
             "vm.toml:2:11: `80` is only one port",
         ),
+        (
+            "host_services = ['80']",
+            "vm.toml:2:17: a host service is written",
+        ),
+        ("mac = '52:54'", "vm.toml:2:7: `52:54` is no MAC address"),
+        ("dns = ['dns']", "vm.toml:2:7: `dns` is no resolver"),
+        ("subnet = '10.0.0.0'", "vm.toml:2:10: "),
+        ("hostname = 'a b'", "vm.toml:2:12: "),
         (
             "policy = 'gone.toml'",
             "cannot read gone.toml: No such file",

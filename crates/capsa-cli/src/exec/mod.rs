@@ -29,7 +29,7 @@ use crate::policy::{self, Learner};
 use crate::progress::Spinner;
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
-use crate::{messages, run};
+use crate::{descriptors, messages, run};
 
 mod env;
 mod guest_log;
@@ -145,6 +145,7 @@ fn exit_of(failure: &Failure) -> Exit {
 }
 
 fn run_to_end(command: Command, verbose: bool) -> Result<Outcome, Failure> {
+    descriptors::raise_limit();
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Failure::Stream {
         action: "start the async runtime",
@@ -190,6 +191,9 @@ impl Command {
     async fn run(mut self, verbose: bool) -> Result<Outcome, Failure> {
         let mut signals = Signals::new()?;
         let mut builder = builder(&self.machine).root(self.root.clone());
+        if let Some(hostname) = self.network.hostname.take() {
+            builder = builder.hostname(hostname.as_str());
+        }
         if let Some(mode) = self.network.mode(NetworkSetting::None)? {
             builder = builder.network(mode);
         }

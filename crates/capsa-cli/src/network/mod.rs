@@ -2,22 +2,29 @@
 //!
 //! ```text
 //! publish   --publish [ADDRESS:]PORT:PORT[/udp]
+//! services  --host-service [NAME=][ADDRESS:]PORT:PORT[/udp]
+//! addresses --mac, --dns
 //! log       --net-log FILE: an event of the network on each line
 //! watch     takes the events while the VM runs, for the log and for whoever learns from them
 //! ```
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use capsa::network::{NetworkPolicy, PortForward, UserNetwork};
+use capsa::network::{
+    DomainName, HostService, Ipv4Net, Ipv6Net, NetworkPolicy, PortForward, Resolvers, UserNetwork,
+};
 use capsa::{NetworkMode, VmHandle};
 use clap::Args;
 
 use crate::exit::Failure;
 use crate::{messages, policy};
 
+pub(crate) mod addresses;
 mod log;
 pub(crate) mod publish;
+pub(crate) mod services;
 mod watch;
 
 pub(crate) use self::log::NetworkLog;
@@ -70,7 +77,42 @@ pub(crate) struct NetworkArgs {
     )]
     publish: Vec<PortForward>,
 
-    /// Write every decision about the network to this file, as a line of JSON each
+    #[arg(
+        long = "host-service",
+        value_name = "SERVICE",
+        value_parser = services::parse,
+        help = "Let the guest reach a port of this machine: [NAME=][ADDRESS:]PORT:PORT[/udp], this \
+                machine's and then the guest's; by the name host.capsa.internal and at 127.0.0.1 \
+                by default"
+    )]
+    services: Vec<HostService>,
+
+    /// The guest's IPv4 network, of a /29 at least [default: 10.0.2.0/24]
+    #[arg(long, value_name = "NETWORK")]
+    subnet: Option<Ipv4Net>,
+
+    /// The guest's IPv6 network, a /64 [default: fd00:ca95:a::/64]
+    #[arg(long, value_name = "NETWORK")]
+    subnet6: Option<Ipv6Net>,
+
+    /// The guest's address on its link, like 52:54:00:12:34:56
+    #[arg(long, value_name = "ADDRESS", value_parser = addresses::mac)]
+    mac: Option<[u8; 6]>,
+
+    /// The guest's host name; with `run`, DHCP gives it
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<DomainName>,
+
+    #[arg(
+        long = "dns",
+        value_name = "ADDRESS",
+        value_parser = addresses::resolver,
+        help = "Resolve the guest's names there: ADDRESS[:PORT], up to three in turn [default: \
+                those of /etc/resolv.conf]"
+    )]
+    resolvers: Vec<SocketAddr>,
+
+    /// Write every decision about the network to this file, as a line of JSON each, up to 256 MiB
     #[arg(long = "net-log", value_name = "FILE")]
     log: Option<PathBuf>,
 }
@@ -80,6 +122,12 @@ impl From<NetworkArgs> for NetworkSettings {
         Self {
             setting: args.setting,
             publish: args.publish,
+            services: args.services,
+            subnet: args.subnet,
+            subnet6: args.subnet6,
+            mac: args.mac,
+            hostname: args.hostname,
+            resolvers: args.resolvers,
             log: args.log,
         }
     }
@@ -90,15 +138,29 @@ impl From<NetworkArgs> for NetworkSettings {
 pub(crate) struct NetworkSettings {
     pub(crate) setting: Option<NetworkSetting>,
     pub(crate) publish: Vec<PortForward>,
+    pub(crate) services: Vec<HostService>,
+    pub(crate) subnet: Option<Ipv4Net>,
+    pub(crate) subnet6: Option<Ipv6Net>,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) hostname: Option<DomainName>,
+    pub(crate) resolvers: Vec<SocketAddr>,
     pub(crate) log: Option<PathBuf>,
 }
 
 impl NetworkSettings {
-    /// What these say, over what `file` says. Ports are published by both.
+    /// What these say, over what `file` says. Ports are published, and services reached, of both.
     pub(crate) fn over(mut self, file: Self) -> Self {
         self.publish.splice(0..0, file.publish);
+        self.services.splice(0..0, file.services);
+        if self.resolvers.is_empty() {
+            self.resolvers = file.resolvers;
+        }
         Self {
             setting: self.setting.or(file.setting),
+            subnet: self.subnet.or(file.subnet),
+            subnet6: self.subnet6.or(file.subnet6),
+            mac: self.mac.or(file.mac),
+            hostname: self.hostname.or(file.hostname),
             log: self.log.or(file.log),
             ..self
         }
@@ -106,28 +168,56 @@ impl NetworkSettings {
 
     /// The network for a builder, unless nothing was said that differs from its own, which is `default`.
     pub(crate) fn mode(&self, default: NetworkSetting) -> Result<Option<NetworkMode>, Failure> {
-        let without = match (self.publish.as_slice(), &self.log) {
-            ([], None) => None,
-            ([], Some(_)) => Some("--net-log: the guest has no network to tell of"),
-            _ => Some("--publish: the guest has no network for the port to lead to"),
-        };
-        let forwarding = |policy| {
-            Some(NetworkMode::User(UserNetwork {
-                policy,
-                forwards: self.publish.clone(),
-                ..UserNetwork::default()
-            }))
-        };
-        match (self.setting.as_ref().unwrap_or(&default), without) {
-            (NetworkSetting::None, Some(reason)) => Err(Failure::Usage(format!(
-                "{reason}; add --net nat, or --net allow=... for less"
-            ))),
-            (NetworkSetting::None, None) => Ok(self.setting.as_ref().map(|_| NetworkMode::None)),
-            (NetworkSetting::Nat, _) if self.publish.is_empty() => {
-                Ok(self.setting.as_ref().map(|_| NetworkMode::Nat))
+        let network = self.network();
+        let policy = match self.setting.as_ref().unwrap_or(&default) {
+            NetworkSetting::None => {
+                return match self.needs_network() {
+                    Some(what) => Err(Failure::Usage(format!(
+                        "{what}: the guest has no network; add --net nat, or --net allow=... for less"
+                    ))),
+                    None => Ok(self.setting.as_ref().map(|_| NetworkMode::None)),
+                };
             }
-            (NetworkSetting::Nat, _) => Ok(forwarding(NetworkPolicy::public())),
-            (NetworkSetting::Policy(policy), _) => Ok(forwarding(policy.clone())),
+            NetworkSetting::Nat if network == UserNetwork::default() => {
+                return Ok(self.setting.as_ref().map(|_| NetworkMode::Nat));
+            }
+            NetworkSetting::Nat => NetworkPolicy::public(),
+            NetworkSetting::Policy(policy) => policy.clone(),
+        };
+        Ok(Some(NetworkMode::User(UserNetwork { policy, ..network })))
+    }
+
+    /// The first option that was given and means nothing without a network.
+    fn needs_network(&self) -> Option<&'static str> {
+        let options = [
+            (!self.publish.is_empty(), "--publish"),
+            (!self.services.is_empty(), "--host-service"),
+            (self.subnet.is_some(), "--subnet"),
+            (self.subnet6.is_some(), "--subnet6"),
+            (self.mac.is_some(), "--mac"),
+            (self.hostname.is_some(), "--hostname"),
+            (!self.resolvers.is_empty(), "--dns"),
+            (self.log.is_some(), "--net-log"),
+        ];
+        let mut given = options.into_iter().filter(|(given, _)| *given);
+        given.next().map(|(_, option)| option)
+    }
+
+    /// All but what the guest may reach.
+    fn network(&self) -> UserNetwork {
+        let default = UserNetwork::default();
+        UserNetwork {
+            subnet: self.subnet.unwrap_or(default.subnet),
+            subnet6: self.subnet6.or(default.subnet6),
+            mac: self.mac.unwrap_or(default.mac),
+            host_name: self.hostname.clone(),
+            forwards: self.publish.clone(),
+            services: self.services.clone(),
+            resolvers: match self.resolvers.as_slice() {
+                [] => Resolvers::Host,
+                servers => Resolvers::Servers(servers.to_vec()),
+            },
+            ..default
         }
     }
 
@@ -161,6 +251,7 @@ mod tests {
             setting,
             publish,
             log,
+            ..NetworkSettings::default()
         };
         let (none, nat) = (NetworkSetting::None, NetworkSetting::Nat);
         for (settings, default, refused) in [
@@ -197,13 +288,93 @@ mod tests {
         );
     }
 
+    /// What every option says of the network is in it, and each needs one.
+    #[test]
+    fn every_option_takes_effect() {
+        let all = NetworkSettings {
+            setting: Some(NetworkSetting::Nat),
+            publish: vec![publish::parse("8080:80").unwrap()],
+            services: vec![services::parse("db.internal=15432:5432").unwrap()],
+            subnet: Some("10.9.8.0/24".parse().unwrap()),
+            subnet6: Some("fd00:9::/64".parse().unwrap()),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            hostname: Some("box".parse().unwrap()),
+            resolvers: vec![addresses::resolver("10.0.0.53").unwrap()],
+            log: None,
+        };
+        let Some(NetworkMode::User(network)) = all.mode(NetworkSetting::None).unwrap() else {
+            panic!("it is no network like others");
+        };
+        let expected = UserNetwork {
+            subnet: "10.9.8.0/24".parse().unwrap(),
+            subnet6: Some("fd00:9::/64".parse().unwrap()),
+            mac: [2, 0, 0, 0, 0, 1],
+            host_name: Some("box".parse().unwrap()),
+            forwards: all.publish.clone(),
+            services: all.services.clone(),
+            resolvers: Resolvers::Servers(vec!["10.0.0.53:53".parse().unwrap()]),
+            ..UserNetwork::default()
+        };
+        assert_eq!(network, expected);
+        assert_eq!(NetworkSettings::default().over(all.clone()), all);
+
+        let none = NetworkSettings::default;
+        for (settings, option) in [
+            (
+                NetworkSettings {
+                    services: all.services,
+                    ..none()
+                },
+                "--host-service: ",
+            ),
+            (
+                NetworkSettings {
+                    subnet: all.subnet,
+                    ..none()
+                },
+                "--subnet: ",
+            ),
+            (
+                NetworkSettings {
+                    subnet6: all.subnet6,
+                    ..none()
+                },
+                "--subnet6: ",
+            ),
+            (
+                NetworkSettings {
+                    mac: all.mac,
+                    ..none()
+                },
+                "--mac: ",
+            ),
+            (
+                NetworkSettings {
+                    hostname: all.hostname,
+                    ..none()
+                },
+                "--hostname: ",
+            ),
+            (
+                NetworkSettings {
+                    resolvers: all.resolvers,
+                    ..none()
+                },
+                "--dns: ",
+            ),
+        ] {
+            let refusal = settings.mode(NetworkSetting::None).unwrap_err().to_string();
+            assert!(refusal.starts_with(option), "{refusal}");
+        }
+    }
+
     #[test]
     fn options_add_ports_to_those_of_the_file() {
         let [a, b] = ["1:1", "2:2"].map(|text| publish::parse(text).unwrap());
         let settings = |setting, publish| NetworkSettings {
             setting,
             publish: vec![publish],
-            log: None,
+            ..NetworkSettings::default()
         };
         let typed = settings(None, b);
         let file = settings(Some(NetworkSetting::Nat), a);

@@ -216,8 +216,9 @@ fn is_machines_end(error: &LinkError) -> bool {
 /// What happens on a VM's network, from its start on: every decision of its policy, with the rule that made
 /// it.
 ///
-/// It holds 256 events that nobody has read. What comes while it is full is counted
-/// ([`Event::Lost`](capsa_net::Event::Lost)), so that the guest never waits for who reads them.
+/// It holds 256 events that nobody has read, and the network 1,024 behind them. What comes while both are full is
+/// counted, and told in its place ([`Event::Lost`](capsa_net::Event::Lost)), so that the guest never waits for who
+/// reads them and cannot make them grow.
 #[derive(Debug)]
 pub struct NetworkEvents(mpsc::Receiver<Event>);
 
