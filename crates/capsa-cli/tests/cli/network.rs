@@ -1,13 +1,15 @@
-//! `--net`, `--publish`, `--net-log` and `capsa policy learn` with a VM, in a world of its own: this machine,
+//! What may be said about a network, and `capsa policy learn`, with VMs in a world of their own: this machine,
 //! and behind a cable another one with a resolver and a web server at public addresses.
 //!
 //! The test runs itself again in two namespaces of the kernel, which are the two machines.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use capsa_testing::servers;
+use capsa_testing::{images, servers};
 use serde_json::Value;
 
 use crate::program::{Program, stderr, stdout};
@@ -126,14 +128,21 @@ fn near() {
     let check = ["policy", "check", "p.toml", "www.example.test:80"];
     program.run(&check, "").success();
 
-    // The same under that policy, and nothing else; a port leads into it meanwhile.
-    let script = format!("{fetch}; wget -qO- http://{FAR}/; echo; echo knock | nc -l -p 7");
+    // The same under that policy, and nothing else; ports lead into it meanwhile.
+    let script = format!(
+        "cat > /peer; chmod +x /peer; /peer serve 9 > /dev/null & \
+         {fetch}; wget -qO- http://{FAR}/; echo; hostname; echo knock | nc -l -p 7"
+    );
     let args = [
         "exec",
         "--net",
         "policy=p.toml",
         "--net-log",
         "log",
+        "--hostname",
+        "box",
+        "--publish",
+        "0:9/udp",
         "--publish",
         "0:7",
         "--",
@@ -141,40 +150,12 @@ fn near() {
         "-c",
         &script,
     ];
-    let mut child = program
-        .command(&args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
-    let taken = told.find_map(|line| {
-        let line = line.unwrap();
-        let taken = line.strip_prefix("capsa: TCP ")?;
-        let taken = taken.strip_suffix(" leads to port 7 of the guest")?;
-        Some(taken.parse::<SocketAddr>().unwrap())
-    });
-    let taken = taken.unwrap();
-    let mut knocked = String::new();
-    // As long as nobody listens in the guest, connections are cut.
-    while knocked.is_empty() && child.try_wait().unwrap().is_none() {
-        if let Ok(mut stream) = TcpStream::connect(taken) {
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-            let _ = stream.read_to_string(&mut knocked);
-        }
-    }
-    assert_eq!(knocked, "knock\n");
-    let errors: Vec<String> = told.map(Result::unwrap).collect();
-    let mut output = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut output)
-        .unwrap();
-    assert_eq!(output, "welcome\n", "{errors:?}");
-    assert!(child.wait().unwrap().success(), "{errors:?}");
+    let peer = images::guest_program("net-peer");
+    let mut running = Running::start(&program, &args, &peer);
+    assert_eq!(ask(running.taken("UDP", 9)), b"ping");
+    let port = running.taken("TCP", 7);
+    assert_eq!(running.knock(port), "knock\n");
+    assert_eq!(running.end(), "welcome\nbox\n");
     let log = std::fs::read_to_string(program.folder().join("log")).unwrap();
     let events: Vec<Value> = log
         .lines()
@@ -190,6 +171,155 @@ fn near() {
     // The address without the name, which the policy does not allow.
     assert_eq!(decided("name", "deny")["reason"], "no-name", "{log}");
 
+    boot(&program);
+
+    // A port is taken: that is told before there is a VM.
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = taken.local_addr().unwrap();
+    let publish = format!("{taken}:80");
+    let refused = program.run(&["run", "--publish", &publish], "").code(3);
+    let refused = stderr(&refused);
+    assert!(
+        refused.contains(&format!("cannot listen on {taken} (TCP)"))
+            && refused.contains("choose another address or port"),
+        "{refused}"
+    );
+
     drop(far.stdin.take());
     far.wait().unwrap();
+}
+
+/// `capsa run`, which has all of it from a file.
+fn boot(program: &Program) {
+    let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = service.local_addr().unwrap().port();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = service.accept().unwrap();
+        let mut request = BufReader::new(stream.try_clone().unwrap());
+        wait_for(&mut request, "");
+        let answer = b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nlocal";
+        stream.write_all(answer).unwrap();
+    });
+    program.file(
+        "vm.toml",
+        format!(
+            "[network]\n\
+             mode = 'nat'\n\
+             publish = ['0:7']\n\
+             host_services = ['web.internal={port}:8000']\n\
+             subnet = '10.9.8.0/24'\n\
+             subnet6 = 'fd00:9:8::/64'\n\
+             mac = '02:00:00:00:00:07'\n\
+             hostname = 'box'\n\
+             log = 'run.log'\n"
+        ),
+    );
+    let script = "hostname; cat /sys/class/net/eth0/address
+        ip -4 -o addr show dev eth0 | grep -o 'inet [0-9.]*/24'
+        until ip -6 -o addr show dev eth0 | grep -o 'fd00:9:8:'; do usleep 100000; done
+        wget -qO- http://web.internal:8000/; echo; echo knock | nc -l -p 7\n";
+    let mut running = Running::start(program, &["run", "--config", "vm.toml"], script.as_bytes());
+    let port = running.taken("TCP", 7);
+    assert_eq!(running.knock(port), "knock\n");
+    let output = running.end();
+    for said in [
+        "box\n",
+        "02:00:00:00:00:07\n",
+        "inet 10.9.8.3/24\n",
+        "fd00:9:8:",
+        "local\n",
+    ] {
+        assert!(output.replace('\r', "").contains(said), "{said}: {output}");
+    }
+    serving.join().unwrap();
+    let log = std::fs::read_to_string(program.folder().join("run.log")).unwrap();
+    assert!(
+        log.contains(r#""event":"connect""#) && log.contains("web.internal"),
+        "{log}"
+    );
+}
+
+/// The program, with what it says on standard error.
+struct Running {
+    child: Child,
+    told: Vec<String>,
+    errors: Lines<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn start(program: &Program, args: &[&str], input: &[u8]) -> Self {
+        let mut child = program
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input).unwrap();
+        let errors = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self {
+            child,
+            told: Vec::new(),
+            errors,
+        }
+    }
+
+    /// The port that was taken for one of the guest's.
+    fn taken(&mut self, protocol: &str, port: u16) -> SocketAddr {
+        let begins = format!("capsa: {protocol} ");
+        let ends = format!(" leads to port {port} of the guest");
+        loop {
+            let taken = self.told.iter().find_map(|line| {
+                let taken = line.strip_prefix(&begins)?.strip_suffix(&ends)?;
+                Some(taken.parse().unwrap())
+            });
+            if let Some(taken) = taken {
+                return taken;
+            }
+            let line = self.errors.next();
+            let line = line.unwrap_or_else(|| panic!("{ends}: {:?}", self.told));
+            self.told.push(line.unwrap());
+        }
+    }
+
+    /// What the guest says there. As long as nobody listens in it, connections are cut.
+    fn knock(&mut self, at: SocketAddr) -> String {
+        let mut knocked = String::new();
+        while knocked.is_empty() && self.child.try_wait().unwrap().is_none() {
+            if let Ok(mut stream) = TcpStream::connect(at) {
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                let _ = stream.read_to_string(&mut knocked);
+            }
+        }
+        knocked
+    }
+
+    /// What it has printed, when it has ended well.
+    fn end(mut self) -> String {
+        self.told.extend(self.errors.map(Result::unwrap));
+        let mut output = String::new();
+        let mut stdout = self.child.stdout.take().unwrap();
+        stdout.read_to_string(&mut output).unwrap();
+        assert!(
+            self.child.wait().unwrap().success(),
+            "{output}{:?}",
+            self.told
+        );
+        output
+    }
+}
+
+/// Sends a datagram until there is an answer: those before the guest's program are lost.
+fn ask(to: SocketAddr) -> Vec<u8> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.connect(to).unwrap();
+    let second = Duration::from_secs(1);
+    socket.set_read_timeout(Some(second)).unwrap();
+    let mut answer = [0; 100];
+    let answers = (0..100).find_map(|_| {
+        socket.send(b"ping").unwrap();
+        socket.recv(&mut answer).ok()
+    });
+    answer[..answers.expect("an answer")].to_vec()
 }

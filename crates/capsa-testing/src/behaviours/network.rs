@@ -1,7 +1,7 @@
 //! The network: the same stack and the same policy on every backend, by its network card.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capsa::kit::Kit;
 use capsa::network::{
@@ -233,8 +233,10 @@ async fn ok(sandbox: &Sandbox, command: &str) {
     assert!(said.status.success(), "{command}: {said:?}");
 }
 
-/// Sends a datagram until there is an answer: those before the guest's program are lost.
+/// Sends a datagram until there is an answer, for as long as a test has patience: those before the guest's
+/// program are lost.
 fn ask(to: SocketAddr) -> std::io::Result<Vec<u8>> {
+    let end = Instant::now() + LIMIT;
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -243,7 +245,8 @@ fn ask(to: SocketAddr) -> std::io::Result<Vec<u8>> {
         socket.send(&[7; 1472])?;
         match socket.recv(&mut answer) {
             Ok(length) => return Ok(answer[..length].to_vec()),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < end => {}
             Err(error) => return Err(error),
         }
     }
