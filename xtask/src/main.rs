@@ -54,6 +54,9 @@ enum Command {
         /// Compares Capsa's own machine with QEMU and further monitors, as `kvm` runs a command.
         #[arg(long)]
         kvm: bool,
+        /// Compares Capsa's network with QEMU's own and, where it is installed, passt.
+        #[arg(long, conflicts_with = "kvm")]
+        network: bool,
         /// A further monitor: `firecracker=FILE` or `cloud-hypervisor=FILE`.
         #[arg(long = "peer", value_name = "NAME=FILE", requires = "kvm")]
         peers: Vec<String>,
@@ -122,13 +125,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::KvmTest { names } => test::run_with_kvm(&names)?,
         Command::Bench {
             kvm,
+            network,
             peers,
             only,
             pairs,
             json,
-        } => match kvm {
-            true => kvm::run_bench(pairs, &peers, only.as_deref(), json.as_deref())?,
-            false => bench::run(pairs, json.as_deref())?,
+        } => match (kvm, network) {
+            (true, _) => kvm::run_bench(pairs, &peers, only.as_deref(), json.as_deref())?,
+            (false, true) => bench::run_network(pairs, json.as_deref())?,
+            (false, false) => bench::run(pairs, json.as_deref())?,
         },
         Command::Soak {
             backend,

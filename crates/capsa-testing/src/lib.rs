@@ -12,3 +12,4 @@ pub mod images;
 pub mod processes;
 pub mod sequences;
 pub mod servers;
+pub mod tables;

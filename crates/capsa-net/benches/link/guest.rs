@@ -6,14 +6,13 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use capsa_testing_guest::load::GUEST;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{icmp, tcp, udp};
 use smoltcp::wire::{EthernetAddress, IpCidr};
-
-use crate::network::GUEST;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);

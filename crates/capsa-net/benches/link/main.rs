@@ -17,14 +17,13 @@ mod guest;
 mod measure;
 mod network;
 mod report;
-mod servers;
 
 use std::env;
 
+use capsa_testing_guest::load::Servers;
 use measure::MEASUREMENTS;
 use network::NETWORKS;
 use report::Report;
-use servers::Servers;
 
 fn main() {
     let mut arguments = env::args().skip(1);
@@ -41,7 +40,7 @@ fn main() {
         }
     }
     let mtu = u16::try_from(mtu).expect("at most 65520 bytes");
-    let servers = Servers::start();
+    let servers = Servers::start().expect("servers");
     let networks: Vec<_> = NETWORKS
         .into_iter()
         .filter(|network| network.is_installed())

@@ -4,24 +4,22 @@ use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use capsa_testing_guest::load::{DATAGRAM, FLIGHT, HOST, Servers, Task};
 use smoltcp::iface::SocketHandle;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr};
 
 use crate::guest::Guest;
-use crate::network::{HOST, Network, Running};
-use crate::servers::{Servers, Task};
+use crate::network::{Network, Running};
 
 /// Bytes of a stream.
 const STREAM: usize = 256 << 20;
 /// Bytes that are given at once.
 const PART: usize = 256 << 10;
 
-/// Datagrams there and back, how long each is, and how many are on the way.
+/// Datagrams there and back.
 const DATAGRAMS: usize = 30_000;
-const DATAGRAM: usize = 1400;
-const FLIGHT: usize = 32;
 /// After this long without an answer those on the way are lost.
 const LOST: Duration = Duration::from_millis(200);
 

@@ -9,17 +9,11 @@ use std::process::{Child, Command, Stdio};
 
 use capsa_net::policy::Protocol;
 use capsa_net::{HOST_NAME, HostService, Link, UserNetwork};
+use capsa_testing_guest::load::{GUEST, HOST, Servers};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-
-use crate::servers::Servers;
 
 /// The argument that makes this program a network.
 pub(crate) const SERVE: &str = "--serve";
-
-/// Where each network has the host's loopback.
-pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// The guest's address.
-pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
 /// A network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,16 +1,13 @@
 //! Reads and writes the first virtio disk, without the page cache and one request after the other,
 //! so that what counts is how long the device takes for one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
-use std::process::Command;
 
 use rustix::fs::OFlags;
-use rustix::mount::{MountFlags, mount};
 
-use crate::say;
+use crate::{devices, say};
 
 const DISK: &str = "/dev/vda";
 const LARGE: usize = 1 << 20;
@@ -54,15 +51,7 @@ fn measure(name: &str, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> 
 
 /// The disk, once its driver is loaded.
 fn open() -> io::Result<File> {
-    for (kind, folder) in [("proc", "/proc"), ("devtmpfs", "/dev")] {
-        fs::create_dir_all(folder)?;
-        mount(kind, folder, kind, MountFlags::empty(), None)?;
-    }
-    let modules = ["modprobe", "-a", "virtio_pci", "virtio_blk"];
-    let status = Command::new("/bin/busybox").args(modules).status()?;
-    if !status.success() || !Path::new(DISK).exists() {
-        return Err(io::Error::other("there is no disk"));
-    }
+    devices::load(&["virtio_pci", "virtio_blk"], DISK)?;
     let direct = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
     OpenOptions::new()
         .read(true)

@@ -12,8 +12,10 @@ use rustix::system::{RebootCommand, reboot};
 use rustix::termios::tcdrain;
 
 mod block;
+mod devices;
+mod network;
 
-/// What to do: `reboot`, `poweroff`, `idle` or `block`.
+/// What to do: `reboot`, `poweroff`, `idle`, `block` or `network`.
 const TASK: &str = "bench_task";
 
 fn main() -> ExitCode {
@@ -33,6 +35,10 @@ fn run() -> io::Result<std::convert::Infallible> {
         },
         Ok("block") => {
             block::run()?;
+            RebootCommand::Restart
+        }
+        Ok("network") => {
+            network::run()?;
             RebootCommand::Restart
         }
         _ => return Err(io::Error::other("no such task")),

@@ -51,17 +51,17 @@ pub(crate) async fn find(capsa: &Path) -> Result<CommandLine> {
     let mut child = capsa_run(capsa)?;
     let mut console = child.stdout.take().context("no pipe")?;
     read_to(&mut console, kit::PROMPT.as_bytes(), || ()).await?;
-    below(&child, |_, _, value| Ok(value.to_owned()))
+    let capsa = child.id().context("capsa ended early")?;
+    below(capsa, |_, _, value| Ok(value.to_owned()))
 }
 
-/// The command line of the QEMU below a `capsa`. Each option's value is what `replace` makes of the
+/// The command line of the QEMU below the process `capsa`. Each option's value is what `replace` makes of the
 /// process, the option and the value that it has there.
 pub(crate) fn below(
-    capsa: &Child,
+    capsa: u32,
     replace: impl Fn(u32, &str, &str) -> Result<String>,
 ) -> Result<CommandLine> {
-    let pid = capsa.id().context("capsa ended early")?;
-    let qemu = *processes::children(pid)
+    let qemu = *processes::children(capsa)
         .first()
         .context("capsa has no child")?;
     let line = fs::read_to_string(format!("/proc/{qemu}/cmdline"))?;

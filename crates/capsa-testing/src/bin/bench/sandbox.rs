@@ -80,7 +80,8 @@ async fn find(capsa: &Path, initramfs: &Path) -> Result<CommandLine> {
         .spawn()?;
     let mut stdout = child.stdout.take().context("no pipe")?;
     read_to(&mut stdout, b"up", || ()).await?;
-    by_hand::below(&child, |qemu, arg, value| {
+    let capsa = child.id().context("capsa ended early")?;
+    by_hand::below(capsa, |qemu, arg, value| {
         Ok(match (arg, value) {
             ("-initrd", file) => {
                 let file = file.replace("/proc/self/", &format!("/proc/{qemu}/"));

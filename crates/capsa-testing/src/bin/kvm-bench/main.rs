@@ -9,7 +9,7 @@
 //! sandbox.rs   a command in a fresh sandbox
 //! rest.rs      a guest that does nothing: memory, exits, wake-ups
 //! block.rs     disks
-//! report.rs    medians, ratios, tables
+//! report.rs    the file of what was measured
 //! ```
 //!
 //! Absolute times say more about a machine than about a program. So everything is measured in
@@ -19,11 +19,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use capsa_testing::tables::Tables;
 use clap::{Parser, ValueEnum};
 
 use guest::Guest;
 use monitor::{Contestant, Image, Monitor};
-use report::{Report, Tables};
+use report::Report;
 
 mod block;
 mod guest;
