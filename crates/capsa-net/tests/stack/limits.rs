@@ -1,8 +1,11 @@
 //! What a guest may make the stack hold.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use capsa_net::stack::{FlowId, Given};
 use capsa_net::{Event, Limit, Limits, UserNetwork};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 
 use crate::lab::Lab;
@@ -244,4 +247,48 @@ fn a_guest_that_takes_no_frames_makes_nothing_grow() {
         lab.stack.send(lab.now);
     }
     assert!(lab.stack.frames().as_stream().len() <= 512 << 10);
+}
+
+#[test]
+fn a_connection_has_the_memory_of_one_that_ended_and_none_of_its_bytes() {
+    /// Both buffers of a connection that has memory enough.
+    const BUFFERS: u64 = 512 << 10;
+    fn establish(lab: &mut Lab) -> (SocketHandle, FlowId, u64) {
+        lab.world.streams.clear();
+        let connection = lab.connect(WEB.parse().unwrap());
+        let allocated = allocation_counter::measure(|| lab.pass(Duration::from_millis(100)));
+        assert_eq!(lab.state(connection), tcp::State::Established);
+        let flow = *lab.world.streams.keys().next().unwrap();
+        (connection, flow, allocated.bytes_total)
+    }
+
+    let mut lab = lab(Limits::default());
+    let (first, flow, allocated) = establish(&mut lab);
+    assert!(allocated >= BUFFERS, "{allocated}");
+    // It ends with bytes of the guest that nobody has taken, and bytes for the guest that it never got.
+    lab.world.streams.clear();
+    lab.tcp(first).send_slice(b"of the first").unwrap();
+    lab.pass(Duration::from_millis(10));
+    lab.to_guest = Box::new(|_| Vec::new());
+    let given = lab.stack.give(flow, |room| {
+        room[..13].copy_from_slice(b"for the first");
+        Ok::<_, Infallible>(13)
+    });
+    assert_eq!(given, Ok(Given::Bytes(13)));
+    lab.pass(Duration::from_millis(10));
+    lab.tcp(first).abort();
+    lab.pass(Duration::from_millis(10));
+    assert_eq!(lab.stack.flows(), (0, 0));
+
+    lab.to_guest = Box::new(|frame| vec![frame]);
+    let (second, flow, allocated) = establish(&mut lab);
+    assert!(allocated < BUFFERS / 2, "{allocated}");
+    lab.tcp(second).send_slice(b"hello").unwrap();
+    let stream = lab.world.streams.get_mut(&flow).unwrap();
+    stream.to_send.extend(b"welcome");
+    lab.pass(Duration::from_millis(100));
+    assert_eq!(lab.world.streams[&flow].received, b"hello");
+    let mut received = [0; 100];
+    let length = lab.tcp(second).recv_slice(&mut received).unwrap();
+    assert_eq!(received[..length], *b"welcome");
 }

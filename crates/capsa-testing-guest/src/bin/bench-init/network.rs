@@ -4,7 +4,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -166,10 +165,10 @@ fn round_trips(port: u16) -> io::Result<u64> {
 /// Pings, one after the other. None, if the first is not answered.
 fn pings() -> io::Result<u64> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, Some(ipproto::ICMP))?;
-    let socket = UdpSocket::from(OwnedFd::from(socket));
+    let socket = UdpSocket::from(socket);
     socket.connect(SocketAddr::from((HOST, 0)))?;
     socket.set_read_timeout(Some(SILENT))?;
-    let mut ping = || {
+    let ping = || {
         socket.send(&PING)?;
         socket.recv(&mut [0; PING.len()]).map(|_| 1)
     };

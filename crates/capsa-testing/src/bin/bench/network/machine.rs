@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::fs::{self, Permissions};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use tokio::time::timeout;
 
 use crate::by_hand::{self, CommandLine};
 use crate::stream::LIMIT;
+
+/// The name of passt's socket.
+const SOCKET: &str = "passt";
 
 /// How long passt may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -113,6 +117,10 @@ impl Lab {
     /// Starts passt, which ends with its one connection.
     async fn start_passt(&self) -> Result<Child> {
         let socket = self.folder.path().join(SOCKET);
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
         let mut command = Command::new("passt");
         command
             .args(["--foreground", "--quiet", "--one-off", "--socket"])
@@ -142,11 +150,8 @@ impl Lab {
     }
 }
 
-/// The name of passt's socket.
-const SOCKET: &str = "passt";
-
 /// Starts a VM of Capsa's.
-async fn capsa_vm(initramfs: &std::path::Path, servers: Servers) -> Result<VmHandle> {
+async fn capsa_vm(initramfs: &Path, servers: Servers) -> Result<VmHandle> {
     let Servers {
         stream,
         greeter,
