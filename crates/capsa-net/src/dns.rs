@@ -122,8 +122,11 @@ impl Question {
         self.query.query_type().to_string()
     }
 
+    /// In lower case: how a guest writes a name is nothing that a resolver, or who it asks, has to know.
     pub(crate) fn lookup(&self) -> Lookup {
-        Lookup(self.query.clone())
+        let mut query = self.query.clone();
+        query.set_name(query.name().to_lowercase());
+        Lookup(query)
     }
 
     /// An answer with records, or one that says why there are none.
@@ -459,6 +462,22 @@ mod tests {
         }
         let truncated = reply(&|message| message.metadata.truncation = true);
         assert!(matches!(truncated, Reply::Truncated));
+    }
+
+    #[test]
+    fn how_a_name_is_written_stays_with_the_guest() {
+        let question = question("wWw.ExAmPlE.com.", RecordType::A);
+        let sent = Message::from_vec(&question.lookup().message(9)).unwrap();
+        assert_eq!(sent.queries[0].name().to_ascii(), "www.example.com.");
+        let reply = sent.into_response().to_vec().unwrap();
+        assert!(matches!(
+            question.lookup().reply(9, &reply),
+            Reply::Answer(_)
+        ));
+        // The guest sees its own, which it may compare.
+        let answer = answer(&question, vec![a("www.example.com.", [1, 1, 1, 1])]);
+        assert_eq!(answer.queries[0].name().to_ascii(), "wWw.ExAmPlE.com.");
+        assert_eq!(question.sanitize(&answer, |_| true).addresses.len(), 1);
     }
 
     #[test]
