@@ -78,6 +78,9 @@ const IPV4: &[(Ipv4Net, Block)] = &[
     (v4([168, 63, 129, 16], 32), Block::Metadata),
     (v4([169, 254, 0, 0], 16), Block::LinkLocal),
     (v4([169, 254, 169, 254], 32), Block::Metadata),
+    // Amazon's, for containers and pods.
+    (v4([169, 254, 170, 2], 32), Block::Metadata),
+    (v4([169, 254, 170, 23], 32), Block::Metadata),
     (v4([172, 16, 0, 0], 12), Block::Private),
     (v4([192, 0, 0, 0], 24), Block::Reserved),
     (v4([192, 0, 2, 0], 24), Block::Documentation),
@@ -116,7 +119,11 @@ const IPV6: &[(Ipv6Net, Block)] = &[
     (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), Block::Embedded),
     (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), Block::Documentation),
     (v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), Block::Private),
-    // Amazon and Google.
+    // Amazon, for pods too, and Google.
+    (
+        v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128),
+        Block::Metadata,
+    ),
     (
         v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128),
         Block::Metadata,
@@ -247,6 +254,8 @@ mod tests {
             ("168.63.129.16", Block::Metadata),
             ("169.254.169.254", Block::Metadata),
             ("169.254.169.253", Block::LinkLocal),
+            ("169.254.170.2", Block::Metadata),
+            ("169.254.170.23", Block::Metadata),
             ("224.0.0.251", Block::Multicast),
             ("239.255.255.255", Block::Multicast),
             ("240.0.0.1", Block::Reserved),
@@ -264,6 +273,7 @@ mod tests {
             ("2002:7f00:1::", Block::Embedded),
             ("2001:0:7f00:1::", Block::Embedded),
             ("fd00:ec2::254", Block::Metadata),
+            ("fd00:ec2::23", Block::Metadata),
             ("fd20:ce::254", Block::Metadata),
             ("fc00::1", Block::Private),
             ("fec0::1", Block::Private),
