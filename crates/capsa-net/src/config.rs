@@ -1,6 +1,6 @@
 //! A network as plain data.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -186,7 +186,34 @@ pub enum ConfigProblem {
     Policy(#[from] PolicyProblem),
 }
 
+/// Whether an address is one of a guest's neighbors, of whom none exists.
+pub(crate) fn is_on_link(address: IpAddr, subnet: Ipv4Net, subnet6: Option<Ipv6Net>) -> bool {
+    match address {
+        IpAddr::V4(address) => subnet.contains(&address),
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local()
+                || subnet6.is_some_and(|subnet| subnet.contains(&address))
+        }
+    }
+}
+
+/// Whether an address is that of several receivers, or of none.
+pub(crate) fn is_group(address: IpAddr, subnet: Ipv4Net) -> bool {
+    let broadcast = match address {
+        IpAddr::V4(address) => address.is_broadcast() || address == subnet.broadcast(),
+        IpAddr::V6(_) => false,
+    };
+    broadcast || address.is_multicast() || address.is_unspecified()
+}
+
 impl UserNetwork {
+    /// Whether an address is of the guest's own link, which no rule of a policy leads out of: in one of its
+    /// networks, of IPv6's link, of a group, or nobody's.
+    #[must_use]
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        is_on_link(address, self.subnet, self.subnet6) || is_group(address, self.subnet)
+    }
+
     /// Everything that is wrong with it. Looks at nothing but itself.
     #[must_use]
     pub fn problems(&self) -> Vec<ConfigProblem> {

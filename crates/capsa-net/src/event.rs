@@ -41,7 +41,8 @@ pub enum Event {
         to: SocketAddr,
         /// The names that the resolver gave the address for.
         names: Vec<DomainName>,
-        /// Whether it may begin. Names that it says may still end it.
+        /// Whether it may begin. Names that it says may still end it. One that is denied is told of once in a
+        /// minute, however often the guest tries.
         #[serde(flatten)]
         decision: Decision,
     },

@@ -5,6 +5,8 @@
     reason = "only tests and fuzz targets use it, and a fault of it must end them"
 )]
 
+mod server;
+
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,8 +18,8 @@ use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet};
 use crate::cluster::{Cluster, ClusterMember, Delivered, NetworkCluster};
 use crate::config::{Limits, UserNetwork};
 use crate::dns::{Question, Reply};
-use crate::inspect::{Inspector, MAX_HEAD, Step};
-use crate::policy::{DomainName, NetworkPolicy, Reason, Rule};
+use crate::inspect::{Inspector, MAX_HEAD, Needed, Said, Step};
+use crate::policy::{NetworkPolicy, Reason, Rule};
 use crate::stack::{ConnectFailure, Frames, Given, Stack, Taken, Wish, answer_dhcp};
 
 /// Frames of a hostile guest, each behind its kind and its length in 16 bits. Connections come to be or not as
@@ -202,51 +204,74 @@ pub fn dns(data: &[u8]) {
     );
 }
 
-/// The beginning of a connection that is TLS.
+/// The beginning of a connection that is TLS, and one that is anything.
 pub fn tls(data: &[u8]) {
     says_the_same_in_parts(&[&[22], data].concat());
+    says_the_same_in_parts(data);
 }
 
-/// Requests of HTTP.
+/// Requests of HTTP, and a connection that is anything.
 pub fn http(data: &[u8]) {
     says_the_same_in_parts(&[b"G", data].concat());
+    says_the_same_in_parts(data);
 }
 
-/// However a connection's bytes come, they say the same, and what goes on is what was allowed.
+/// However a connection's bytes come, they say the same, and whatever name a server reads in what goes on was
+/// asked about.
 fn says_the_same_in_parts(data: &[u8]) {
-    for name_needed in [true, false] {
-        let whole = listen(name_needed, data, data.len());
+    for needed in [Needed::Name, Needed::Nothing] {
+        let whole = listen(needed, data, data.len());
         for size in [1 + data.len() / 3, 7] {
-            let parts = listen(name_needed, data, size);
+            let parts = listen(needed, data, size);
             assert_eq!(
-                (&parts.0, parts.1),
-                (&whole.0, whole.1),
+                (&parts.said, parts.refused),
+                (&whole.said, whole.refused),
                 "in parts of {size}"
             );
+        }
+        let server = [server::http(whole.passed), server::tls(whole.passed)];
+        for name in server.into_iter().flatten() {
+            let asked = |said: &Said| matches!(said, Said::Name(own) if *own == name);
+            assert!(whole.said.iter().any(asked), "{name} got through");
         }
     }
 }
 
-fn listen(name_needed: bool, data: &[u8], size: usize) -> (Vec<DomainName>, Option<Reason>) {
-    let mut inspector = Inspector::new(name_needed);
-    let (mut names, mut passed, mut present) = (Vec::new(), 0_u64, 0);
-    loop {
+/// What an inspection made of a connection.
+struct Heard<'a> {
+    said: Vec<Said>,
+    passed: &'a [u8],
+    refused: Option<Reason>,
+}
+
+fn listen(needed: Needed, data: &[u8], size: usize) -> Heard<'_> {
+    let mut inspector = Inspector::new(needed);
+    let (mut said, mut passed, mut present) = (Vec::new(), 0_u64, 0);
+    let refused = loop {
         let from = usize::try_from(passed).unwrap_or(usize::MAX);
         let step = match data.get(from..present) {
             None | Some([]) => Step::More,
-            Some(front) => inspector.step(&front[..front.len().min(MAX_HEAD)]),
+            Some(front) => {
+                let front = &front[..front.len().min(MAX_HEAD)];
+                inspector.step(front, from + front.len() == data.len())
+            }
         };
         match step {
             Step::Pass(length) => passed = passed.saturating_add(length),
-            Step::Unnamed => passed = u64::MAX,
-            Step::Ask(name, length) => {
-                names.push(name);
+            Step::Ask(what, length) => {
+                said.push(what);
                 passed = passed.saturating_add(length);
             }
-            Step::More if present == data.len() => return (names, None),
+            Step::More if present == data.len() => break None,
             Step::More => present = data.len().min(present + size),
-            Step::Refuse(reason) => return (names, Some(reason)),
+            Step::Refuse(reason) => break Some(reason),
         }
+    };
+    let passed = usize::try_from(passed).unwrap_or(usize::MAX);
+    Heard {
+        said,
+        passed: &data[..passed.min(data.len())],
+        refused,
     }
 }
 
@@ -299,6 +324,65 @@ mod tests {
     #[test]
     fn stored_requests_of_http_behave() {
         replay("net_http", http);
+    }
+
+    /// What requests and ClientHellos are made of, and what surrounds them.
+    const PIECES: &[&[u8]] = &[
+        b"GET",
+        b"X",
+        b"CONNECT",
+        b"PROXY",
+        b" ",
+        b"\t",
+        b"\x0b",
+        b"\x1c",
+        b"\x85",
+        b"\0",
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"/",
+        b" / HTTP/1.1\r\n",
+        b" / HTTP/1.0\r\n",
+        b" / http/1.1\n",
+        b" HTTP/2.0\r\n",
+        b" http://",
+        b"GET / HTTP/1.1\r\nHost: ",
+        b"GET / HTTP/1.1\r\nHost: b.c\r\nUpgrade: x\r\n\r\n",
+        b"a.b",
+        b"c.d.",
+        b"1.1.1.1",
+        b":80",
+        b"@",
+        b"Host:",
+        b"Host :",
+        b"Host: a.b\r\n",
+        b"Upgrade: x\r\n",
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"3\r\n",
+        b"0\r\n\r\n",
+        b"\x16\x03\x01",
+        b"\x16\x01\x01",
+        b"\x16\x03\x01\0\0",
+        b"\x16\x03\x01\0\x04\x02\0\0\0",
+        b"\x15\x03\x01\0\x02\x01\x5a",
+        b"\x14\x03\x03\0\x01\x01",
+        b"\x16\x03\x01\0\x3c\x01\0\0\x38\x03\x030123456789abcdef0123456789abcdef\0\0\x02\x13\x01\x01\0\0\x0d\0\0\0\x09\0\x07\0\0\x04e.f.",
+        b"\0\x3c\x01\0\0\x38\x03\x030123456789abcdef0123456789abcdef\0\0\x02\x13\x01\x01\0\0\x0d\0\0\0\x09\0\x07\0\0\x04e.fg",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #[test]
+        fn no_server_reads_a_name_that_nobody_asked_about(
+            pieces in prop::collection::vec(prop::sample::select(PIECES), 0..16),
+        ) {
+            let data = pieces.concat();
+            tls(&data);
+            http(&data);
+        }
     }
 
     proptest! {

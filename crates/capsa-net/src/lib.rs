@@ -20,11 +20,12 @@
 //!
 //! - A name inside TLS: a server that has several sites behind one certificate serves any of them, whatever the
 //!   connection's beginning says, and so does one that the guest shows keys for Encrypted ClientHello from
-//!   elsewhere.
+//!   elsewhere, or that asks for a second ClientHello.
 //! - Names below an allowed wildcard whose zone an attacker has: each question is a message to them. Questions
 //!   are counted and limited in time.
+//! - A server that takes a request's body, whose length it ignores, for the next request.
 //! - Where a rule [denies](policy::Action::Deny) a name and the default is to allow: the address is still there
-//!   for whoever says no name.
+//!   for whoever says no name, or says it later or to another machine that passes it on.
 //!
 //! # What is not carried
 //!

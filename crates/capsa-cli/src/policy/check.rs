@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use capsa::network::{
     Action, Admission, Check, Decision, Destination, DomainName, DomainPattern, Filter,
-    NetworkPolicy, Protocol, Reason, Rule, Target,
+    NetworkPolicy, Protocol, Reason, Rule, Target, UserNetwork,
 };
 use serde::Serialize;
 
@@ -111,24 +111,26 @@ impl Verdict {
             return;
         }
         let names: Vec<DomainName> = name.into_iter().cloned().collect();
-        match filter.admit(to, &names) {
+        match admit(filter, to, &names) {
             Admission::Settled(decision) => {
                 self.decide("connect", decision);
             }
             Admission::Inspect {
-                name_needed,
-                otherwise,
+                admitted, unnamed, ..
             } => {
-                self.decide("connect", otherwise.admitted());
-                let Some(name) = name else {
-                    let note = "it ends if it then says a name that is denied";
-                    self.notes.push(note.to_owned());
-                    return;
-                };
-                self.decide("name", filter.admit_name(name, to, &names));
-                self.notes.push(match name_needed {
-                    true => format!("it has to be TLS or HTTP, and to say {name}"),
-                    false => format!("this is so if it is TLS or HTTP and says {name}"),
+                self.decide("connect", admitted);
+                let allowed = name
+                    .is_none_or(|name| self.decide("name", filter.admit_name(name, to, &names)));
+                self.notes.extend(match name {
+                    Some(name) if allowed && !unnamed.allows() => {
+                        Some(format!("it has to be TLS or HTTP, and to say {name}"))
+                    }
+                    _ if allowed => Some(
+                        "it ends if it then says a name that is denied, or is TLS or HTTP of a form \
+                         that not every server reads alike"
+                            .to_owned(),
+                    ),
+                    _ => None,
                 });
             }
         }
@@ -154,9 +156,9 @@ impl Verdict {
             return;
         }
         for (rule, network, address) in &samples.networks {
-            let decision = match filter.admit(at(*address), std::slice::from_ref(name)) {
+            let decision = match admit(filter, at(*address), std::slice::from_ref(name)) {
                 Admission::Settled(decision) => decision,
-                Admission::Inspect { otherwise, .. } => otherwise.admitted(),
+                Admission::Inspect { admitted, .. } => admitted,
             };
             if decision.rule.as_deref() == Some(rule) {
                 let network = network.clone();
@@ -181,6 +183,18 @@ impl Verdict {
     }
 }
 
+/// What the network decides about a connection: the link comes before the rules.
+fn admit(filter: &Filter, to: Destination, names: &[DomainName]) -> Admission {
+    if UserNetwork::default().is_local(to.address.ip()) {
+        return Admission::Settled(Decision {
+            action: Action::Deny,
+            reason: Reason::Local,
+            rule: None,
+        });
+    }
+    filter.admit(to, names)
+}
+
 fn by_default(decision: &Decision) -> bool {
     decision.reason == Reason::Default && !decision.allows()
 }
@@ -189,6 +203,17 @@ fn about_address(policy: &NetworkPolicy, address: IpAddr, decision: &Decision) -
     if by_default(decision) && has_names(policy) {
         let note = "rules for names open no address that was not resolved from one of them";
         return Some(note.to_owned());
+    }
+    if decision.reason == Reason::Local {
+        let UserNetwork {
+            subnet, subnet6, ..
+        } = UserNetwork::default();
+        let subnet6 = subnet6.map(|subnet| format!(" and {subnet}"));
+        let subnet6 = subnet6.unwrap_or_default();
+        return Some(format!(
+            "the link is {subnet}{subnet6}, unless they are set otherwise, IPv6's link-local \
+             addresses and those of groups; the host's services are there under their names"
+        ));
     }
     let may_be_host = decision.allows() && !means(policy, address);
     may_be_host.then(|| {

@@ -94,8 +94,13 @@ impl Learner {
                 }
             }
             Event::Name {
-                to, name, decision, ..
+                from,
+                to,
+                name,
+                decision,
             } if !decision.allows() => {
+                // What it needs is not known by what it began with.
+                self.flows.remove(&(Protocol::Tcp, *from, *to));
                 let said = name.as_ref().map(|name| format!(" as {name}"));
                 let said = said.unwrap_or_default();
                 self.deny(format!("TCP {to}{said}"), decision.reason);

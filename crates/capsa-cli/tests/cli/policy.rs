@@ -25,7 +25,7 @@ fn the_pages_examples_are_true() {
             assert_eq!(shown.trim_end(), expected, "{command}");
         }
     }
-    assert_eq!((policies, commands), (2, 4));
+    assert_eq!((policies, commands), (2, 6));
 }
 
 #[test]

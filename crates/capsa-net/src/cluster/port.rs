@@ -145,8 +145,11 @@ impl Drop for Port {
 mod tests {
     use std::time::Duration;
 
+    use smoltcp::wire::Ipv4Packet;
+
     use super::*;
     use crate::cluster::{Cluster, ClusterMember, NetworkCluster};
+    use crate::stack::Stack;
 
     /// A packet of a member to everybody.
     fn flood(from: &Member) -> Vec<u8> {
@@ -159,6 +162,26 @@ mod tests {
         frame.extend(network.guest().octets());
         frame.extend(network.subnet.broadcast().octets());
         frame
+    }
+
+    #[test]
+    fn what_goes_to_everybody_is_not_said_to_go_nowhere() {
+        let empty = NetworkCluster::new("x".parse().unwrap());
+        let cluster = empty.member(ClusterMember::new("a".parse().unwrap()));
+        let member = Cluster::new(&cluster).unwrap().members().next().unwrap();
+        let mut frame = flood(&member);
+        // A datagram from port 1 to port 1.
+        (frame[17], frame[23]) = (28, 17);
+        frame.extend([0, 1, 0, 1, 0, 8, 0, 0]);
+        Ipv4Packet::new_unchecked(&mut frame[14..]).fill_checksum();
+        for shared in [false, true] {
+            let mut stack = Stack::new(member.network(), 1, Instant::now()).unwrap();
+            if shared {
+                stack.share_link();
+            }
+            stack.receive(&frame, Instant::now());
+            assert_eq!(stack.has_events(), !shared);
+        }
     }
 
     #[test]

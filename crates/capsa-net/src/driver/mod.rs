@@ -158,6 +158,7 @@ impl Network {
         for (name, address) in names {
             self.stack.add_name(name, address);
         }
+        self.stack.share_link();
         self.port = Some(port);
         self
     }

@@ -2,20 +2,30 @@
 //!
 //! Finding the next request takes the end of the one before it, so bodies are followed by the rules for their
 //! length. Where a server could see another end, or another name, the connection is refused: both lengths at
-//! once, other transfer codings, two `Host`s. What follows an upgrade is no request, so that it ends there.
+//! once, other transfer codings, two `Host`s. What follows an upgrade is no request, so that it ends there unless
+//! the connection need not be HTTP.
+
+use std::net::IpAddr;
 
 use httparse::{EMPTY_HEADER, Header, Request, Status, parse_chunk_size, parse_headers};
 
-use super::Step;
-use crate::policy::{DomainName, Reason};
+use super::{Needed, Said, Step};
+use crate::policy::Reason;
 
 /// How many header fields a request may have; servers take 100.
 const MAX_FIELDS: usize = 128;
 
-/// Where in the requests the connection is. Bodies and chunks need no look: they pass with what says how long
-/// they are.
+/// The requests of a connection. Bodies and chunks need no look: they pass with what says how long they are.
 #[derive(Debug, Default)]
-pub(super) enum Requests {
+pub(super) struct Requests {
+    place: Place,
+    /// The last one asked for another protocol behind it.
+    switches: bool,
+}
+
+/// Where in the requests the connection is.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Place {
     /// Before a head.
     #[default]
     Head,
@@ -34,25 +44,39 @@ enum Framing {
     Chunked,
 }
 
+/// What a request's head says.
+struct Head {
+    said: Said,
+    length: usize,
+    framing: Framing,
+    switches: bool,
+}
+
 impl Requests {
+    /// Whether what comes may be another protocol, as the last request has asked for.
+    pub(super) fn may_have_ended(&self) -> bool {
+        self.switches && self.place == Place::Head
+    }
+
     /// What to do with the next bytes.
-    pub(super) fn step(&mut self, front: &[u8]) -> Step {
-        match self {
-            Self::Head => match head(front) {
+    pub(super) fn step(&mut self, front: &[u8], needed: Needed) -> Step {
+        match self.place {
+            Place::Head => match head(front, needed) {
                 Ok(None) => Step::More,
-                Ok(Some((name, length, framing))) => {
-                    let Framing::Length(body) = framing else {
-                        *self = Self::ChunkSize;
-                        return Step::Ask(name, length as u64);
+                Ok(Some(head)) => {
+                    self.switches = head.switches;
+                    let Framing::Length(body) = head.framing else {
+                        self.place = Place::ChunkSize;
+                        return Step::Ask(head.said, head.length as u64);
                     };
-                    match body.checked_add(length as u64) {
-                        Some(length) => Step::Ask(name, length),
+                    match body.checked_add(head.length as u64) {
+                        Some(length) => Step::Ask(head.said, length),
                         None => Step::Refuse(Reason::Malformed),
                     }
                 }
                 Err(reason) => Step::Refuse(reason),
             },
-            Self::ChunkSize => match parse_chunk_size(front) {
+            Place::ChunkSize => match parse_chunk_size(front) {
                 // An empty size is zero to that parser.
                 Ok(_) if !front[0].is_ascii_hexdigit() => Step::Refuse(Reason::Malformed),
                 Ok(Status::Partial) => Step::More,
@@ -60,9 +84,9 @@ impl Requests {
                     Step::Refuse(Reason::Malformed)
                 }
                 Ok(Status::Complete((length, size))) => {
-                    *self = match size {
-                        0 => Self::Trailers,
-                        _ => Self::ChunkEnd,
+                    self.place = match size {
+                        0 => Place::Trailers,
+                        _ => Place::ChunkEnd,
                     };
                     match size.checked_add(length as u64) {
                         Some(length) => Step::Pass(length),
@@ -71,20 +95,20 @@ impl Requests {
                 }
                 Err(_) => Step::Refuse(Reason::Malformed),
             },
-            Self::ChunkEnd => match front {
+            Place::ChunkEnd => match front {
                 [b'\r', b'\n', ..] => {
-                    *self = Self::ChunkSize;
+                    self.place = Place::ChunkSize;
                     Step::Pass(2)
                 }
                 [b'\r'] => Step::More,
                 _ => Step::Refuse(Reason::Malformed),
             },
-            Self::Trailers => {
+            Place::Trailers => {
                 let mut fields = [EMPTY_HEADER; MAX_FIELDS];
                 match parse_headers(front, &mut fields) {
                     Ok(Status::Partial) => Step::More,
                     Ok(Status::Complete((length, _))) if plain_lines(&front[..length]) => {
-                        *self = Self::Head;
+                        self.place = Place::Head;
                         Step::Pass(length as u64)
                     }
                     _ => Step::Refuse(Reason::Malformed),
@@ -105,8 +129,8 @@ fn plain_lines(text: &[u8]) -> bool {
     })
 }
 
-/// The name, the length and the body's framing of a request's head, if it is complete.
-fn head(front: &[u8]) -> Result<Option<(DomainName, usize, Framing)>, Reason> {
+/// A request's head, if it is complete.
+fn head(front: &[u8], needed: Needed) -> Result<Option<Head>, Reason> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = Request::new(&mut fields);
     let length = match request.parse(front) {
@@ -114,48 +138,88 @@ fn head(front: &[u8]) -> Result<Option<(DomainName, usize, Framing)>, Reason> {
         Ok(Status::Partial) => return Ok(None),
         _ => return Err(Reason::Malformed),
     };
-    // A tunnel to wherever.
-    if request.method == Some("CONNECT") {
+    let framing = framing(&request)?;
+    let tunnel = request.method == Some("CONNECT");
+    // To wherever; and where it is not one, a body could be the next request.
+    if tunnel && (needed == Needed::Name || framing != Framing::Length(0)) {
         return Err(Reason::Malformed);
     }
-    let host = only(request.headers, "host")?.ok_or(Reason::NoName)?;
-    let name = authority(host)?;
-    let target = request.path.unwrap_or_default();
-    if !target.starts_with('/') && target != "*" {
-        // The absolute form, whose name overrides the field's.
-        let scheme = target.get(..7).unwrap_or_default();
-        if !scheme.eq_ignore_ascii_case("http://") {
-            return Err(Reason::Malformed);
-        }
-        let end = target[7..]
-            .find(['/', '?', '#'])
-            .unwrap_or(target.len() - 7);
-        if authority(&target.as_bytes()[7..7 + end])? != name {
-            return Err(Reason::Malformed);
-        }
-    }
-    Ok(Some((name, length, framing(request.headers)?)))
-}
-
-/// The name in `name` or `name:port`.
-fn authority(text: &[u8]) -> Result<DomainName, Reason> {
-    let text = std::str::from_utf8(text).map_err(|_| Reason::Malformed)?;
-    let name = match text.split_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        Some(_) => return Err(Reason::Malformed),
-        None => text,
+    let field = match only(request.headers, "host")? {
+        Some(host) => Some(authority(host, needed)?),
+        None => None,
     };
-    if name.ends_with('.') {
-        return Err(Reason::Malformed);
-    }
-    name.parse().map_err(|_| Reason::NoName)
+    let target = match request.path.unwrap_or_default() {
+        target if tunnel => Some(authority(target.as_bytes(), needed)?),
+        "*" => None,
+        target if target.starts_with('/') => None,
+        target => Some(authority(absolute(target)?, needed)?),
+    };
+    let said = match (field, target) {
+        // The target overrides the field: servers differ about whether they look.
+        (Some(field), Some(target)) if field != target => return Err(Reason::Malformed),
+        (Some(said), _) => said,
+        (None, Some(said)) if needed == Needed::Nothing => said,
+        (None, _) => Said::Nothing,
+    };
+    Ok(Some(Head {
+        said,
+        length,
+        framing,
+        switches: tunnel
+            || request
+                .headers
+                .iter()
+                .any(|field| field.name.eq_ignore_ascii_case("upgrade")),
+    }))
 }
 
-fn framing(fields: &[Header<'_>]) -> Result<Framing, Reason> {
-    let length = only(fields, "content-length")?;
-    match (length, only(fields, "transfer-encoding")?) {
+/// The authority of a target in absolute form.
+fn absolute(target: &str) -> Result<&[u8], Reason> {
+    let (scheme, rest) = target.split_at_checked(7).ok_or(Reason::Malformed)?;
+    if !scheme.eq_ignore_ascii_case("http://") {
+        return Err(Reason::Malformed);
+    }
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    Ok(&rest.as_bytes()[..end])
+}
+
+/// The host in `host` or `host:port`; IPv6's addresses stand in brackets.
+fn authority(text: &[u8], needed: Needed) -> Result<Said, Reason> {
+    let text = std::str::from_utf8(text).map_err(|_| Reason::Malformed)?;
+    if text.is_empty() {
+        return Ok(Said::Nothing);
+    }
+    let bracketed = text.strip_prefix('[').and_then(|text| text.split_once(']'));
+    let (host, port) = match bracketed {
+        Some((host, rest)) => (
+            host,
+            rest.strip_prefix(':')
+                .or(Some(rest).filter(|rest| rest.is_empty())),
+        ),
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, Some("")),
+        },
+    };
+    let is_port = port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let said = Said::read(host, needed)?;
+    let in_brackets = matches!(said, Said::Address(IpAddr::V6(_)));
+    if !is_port || in_brackets != bracketed.is_some() {
+        return Err(Reason::Malformed);
+    }
+    Ok(said)
+}
+
+fn framing(request: &Request<'_, '_>) -> Result<Framing, Reason> {
+    let length = only(request.headers, "content-length")?;
+    match (length, only(request.headers, "transfer-encoding")?) {
         (None, None) => Ok(Framing::Length(0)),
-        (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        // Of HTTP/1.0 it is faulty, and some servers see no body (RFC 9112, 6.1).
+        (None, Some(coding))
+            if coding.eq_ignore_ascii_case(b"chunked") && request.version == Some(1) =>
+        {
+            Ok(Framing::Chunked)
+        }
         (Some(digits), None) if digits.iter().all(u8::is_ascii_digit) => {
             let digits = std::str::from_utf8(digits).map_err(|_| Reason::Malformed)?;
             digits

@@ -2,12 +2,18 @@
 //!
 //! An [`Inspector`] looks at the bytes of the guest that nobody has seen yet, and says how many of them may
 //! go on. What it cannot understand for certain does not: whoever reads the bytes later could understand
-//! something else.
+//! something else. A flow that need not say a name may also be something else than TLS or HTTP, which
+//! [`begin`] tells by what the most lenient of servers takes for either.
 
+mod begin;
 mod http;
 mod tls;
 
+use std::net::IpAddr;
+
 use crate::policy::{DomainName, Reason};
+
+use begin::Kind;
 
 /// How much of a flow's beginning is looked at, and so the longest ClientHello, and the longest head of a
 /// request. Servers take 8 to 16 KiB of the latter.
@@ -18,123 +24,126 @@ pub(crate) const MAX_HEAD: usize = 16 << 10;
 pub(crate) enum Step {
     /// This many may go on, at least one, those to come included.
     Pass(u64),
-    /// This many may go on if the flow may go to this name.
-    Ask(DomainName, u64),
-    /// All may go on: no name is needed, and none will be said in the clear.
-    Unnamed,
+    /// This many may go on if the flow may go where it says.
+    Ask(Said, u64),
     /// It takes more to know.
     More,
     /// The flow ends.
     Refuse(Reason),
 }
 
+/// Where a flow says that it goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// To a name.
+    Name(DomainName),
+    /// To an address.
+    Address(IpAddr),
+    /// Nothing.
+    Nothing,
+}
+
+/// How much a flow has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needed {
+    /// A name, in the one way that every server reads alike.
+    Name,
+    /// Nothing; but if it says a name, in a way that can be understood.
+    Nothing,
+}
+
 /// What is known of a flow by now.
 #[derive(Debug)]
 pub(crate) struct Inspector {
-    name_needed: bool,
+    needed: Needed,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
-    Unknown,
+    /// Nothing has gone on but empty lines, if so much.
+    Beginning {
+        blank: bool,
+    },
     Http(http::Requests),
     /// Nothing further is said in the clear.
     Done,
 }
 
-/// What the first bytes are.
-enum Kind {
-    Tls,
-    Http,
-    Other,
-    Unclear,
-}
-
-/// The methods by which a flow that need not be HTTP is known as such.
-const METHODS: [&[u8]; 8] = [
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"OPTIONS ",
-    b"PATCH ",
-    b"CONNECT ",
-];
-
 impl Inspector {
-    /// For a flow that begins. If no name is needed, one that is neither TLS nor HTTP goes on.
-    pub(crate) fn new(name_needed: bool) -> Self {
+    /// For a flow that begins.
+    pub(crate) fn new(needed: Needed) -> Self {
         Self {
-            name_needed,
-            state: State::Unknown,
+            needed,
+            state: State::Beginning { blank: false },
         }
     }
 
-    /// Looks at `front`, the bytes that have not gone on yet: not empty, and up to [`MAX_HEAD`] of them.
-    pub(crate) fn step(&mut self, front: &[u8]) -> Step {
-        let step = self.look(front);
-        match step {
-            Step::More if front.len() >= MAX_HEAD => Step::Refuse(Reason::Malformed),
+    /// Looks at `front`, the bytes that have not gone on yet: not empty, and up to [`MAX_HEAD`] of them. `ended`
+    /// says that no others come.
+    pub(crate) fn step(&mut self, front: &[u8], ended: bool) -> Step {
+        match self.look(front, ended) {
+            Step::More if ended || front.len() >= MAX_HEAD => Step::Refuse(Reason::Malformed),
+            Step::Ask(Said::Address(_) | Said::Nothing, _) if self.needed == Needed::Name => {
+                Step::Refuse(Reason::NoName)
+            }
             step => step,
         }
     }
 
-    fn look(&mut self, front: &[u8]) -> Step {
-        match &mut self.state {
-            State::Done => Step::Pass(u64::MAX),
-            State::Http(requests) => requests.step(front),
-            State::Unknown => match self.kind(front) {
-                Kind::Unclear => Step::More,
-                Kind::Tls => {
-                    let step = tls::client_hello(front);
-                    let step = match step {
-                        Step::Refuse(_) if !self.name_needed => Step::Unnamed,
-                        step => step,
-                    };
-                    if matches!(step, Step::Ask(..) | Step::Unnamed) {
-                        self.state = State::Done;
-                    }
-                    step
-                }
-                Kind::Http => {
-                    let mut requests = http::Requests::default();
-                    let step = requests.step(front);
-                    self.state = State::Http(requests);
-                    step
-                }
-                Kind::Other if self.name_needed => Step::Refuse(Reason::NoWebProtocol),
-                Kind::Other => {
+    fn look(&mut self, front: &[u8], ended: bool) -> Step {
+        let blank = match &mut self.state {
+            State::Done => return Step::Pass(u64::MAX),
+            State::Http(requests) if self.needed == Needed::Name || !requests.may_have_ended() => {
+                return requests.step(front, self.needed);
+            }
+            State::Http(_) => false,
+            State::Beginning { blank } => *blank,
+        };
+        let kind = match self.needed {
+            Needed::Name => begin::strictly(front),
+            Needed::Nothing => begin::leniently(front, blank, ended),
+        };
+        match kind {
+            Kind::Unclear => Step::More,
+            Kind::Blank(length) => {
+                self.state = State::Beginning { blank: true };
+                Step::Pass(length as u64)
+            }
+            Kind::Tls => {
+                let step = tls::client_hello(front, self.needed);
+                if matches!(step, Step::Ask(..)) {
                     self.state = State::Done;
-                    Step::Unnamed
                 }
-            },
+                step
+            }
+            Kind::Http => {
+                let mut requests = http::Requests::default();
+                let step = requests.step(front, self.needed);
+                self.state = State::Http(requests);
+                step
+            }
+            Kind::Malformed => Step::Refuse(Reason::Malformed),
+            Kind::Other if self.needed == Needed::Name => Step::Refuse(Reason::NoWebProtocol),
+            Kind::Other => {
+                self.state = State::Done;
+                Step::Ask(Said::Nothing, u64::MAX)
+            }
         }
     }
+}
 
-    /// A flow that has to say a name is TLS if it begins like it, and else HTTP or wrong. One that need not
-    /// is held back only as long as it may become either.
-    fn kind(&self, front: &[u8]) -> Kind {
-        if front[0] == tls::HANDSHAKE {
-            return Kind::Tls;
+impl Said {
+    /// Reads the name of a host, or an address. Where a name is needed, a final dot is refused: servers differ
+    /// about it.
+    fn read(text: &str, needed: Needed) -> Result<Self, Reason> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
         }
-        if self.name_needed {
-            return if front[0].is_ascii_alphabetic() {
-                Kind::Http
-            } else {
-                Kind::Other
-            };
+        if needed == Needed::Name && text.ends_with('.') {
+            return Err(Reason::Malformed);
         }
-        let begins = |method: &&[u8]| {
-            let length = method.len().min(front.len());
-            method[..length] == front[..length]
-        };
-        match METHODS.iter().find(|method| begins(method)) {
-            Some(method) if front.len() >= method.len() => Kind::Http,
-            Some(_) => Kind::Unclear,
-            None => Kind::Other,
-        }
+        text.parse().map(Self::Name).map_err(|_| Reason::Malformed)
     }
 }
 

@@ -2,23 +2,26 @@ use super::*;
 
 /// Feeds `data` in parts of `size`, as it would come from a flow's buffer. Returns the names that were asked
 /// for, how much went on, and why it ended if it did.
-fn feed(name_needed: bool, data: &[u8], size: usize) -> (Vec<String>, usize, Option<Reason>) {
-    let mut inspector = Inspector::new(name_needed);
+fn feed(needed: Needed, data: &[u8], size: usize) -> (Vec<String>, usize, Option<Reason>) {
+    let mut inspector = Inspector::new(needed);
     let (mut names, mut passed, mut present) = (Vec::new(), 0, 0);
     loop {
         let step = match data.get(passed..present) {
             None | Some([]) => Step::More,
-            Some(front) => inspector.step(&front[..front.len().min(MAX_HEAD)]),
+            Some(front) => inspector.step(&front[..front.len().min(MAX_HEAD)], false),
         };
         let mut pass = |length| {
             let length = usize::try_from(length).unwrap();
             passed = passed.saturating_add(length).min(data.len());
         };
         match step {
-            Step::Pass(length) => pass(length),
-            Step::Unnamed => pass(u64::MAX),
-            Step::Ask(name, length) => {
+            Step::Pass(length) | Step::Ask(Said::Nothing, length) => pass(length),
+            Step::Ask(Said::Name(name), length) => {
                 names.push(name.to_string());
+                pass(length);
+            }
+            Step::Ask(Said::Address(address), length) => {
+                names.push(address.to_string());
                 pass(length);
             }
             Step::More if present == data.len() => return (names, passed, None),
@@ -29,17 +32,17 @@ fn feed(name_needed: bool, data: &[u8], size: usize) -> (Vec<String>, usize, Opt
 }
 
 /// The same for every way to cut it.
-fn inspect(name_needed: bool, data: &[u8]) -> (Vec<String>, usize, Option<Reason>) {
-    let whole = feed(name_needed, data, data.len().max(1));
+fn inspect(needed: Needed, data: &[u8]) -> (Vec<String>, usize, Option<Reason>) {
+    let whole = feed(needed, data, data.len().max(1));
     for size in [1, 2, 3, 7, 64] {
-        let (names, _, reason) = feed(name_needed, data, size);
+        let (names, _, reason) = feed(needed, data, size);
         assert_eq!((&names, reason), (&whole.0, whole.2), "in parts of {size}");
     }
     whole
 }
 
 fn refused(data: &[u8]) -> Reason {
-    let (names, passed, reason) = inspect(true, data);
+    let (names, passed, reason) = inspect(Needed::Name, data);
     assert_eq!((names.len(), passed), (0, 0), "something went on");
     reason.unwrap()
 }
@@ -93,7 +96,7 @@ fn the_name_of_tls_is_found_in_one_record_and_in_many() {
     for records in [record(&message), many] {
         let data = [&records[..], b"\x17\x03\x03\x00\x01x"].concat();
         let expected = (vec!["www.example.com".to_owned()], data.len(), None);
-        assert_eq!(inspect(true, &data), expected);
+        assert_eq!(inspect(Needed::Name, &data), expected);
     }
 }
 
@@ -108,11 +111,11 @@ fn what_common_clients_send_is_understood() {
         "openssl" "openssl-tls12" "curl" "wget" "git" "python" "node" "java" "rustup" "cargo"
     ) {
         let expected = (vec!["www.example.com".to_owned()], data.len(), None);
-        assert_eq!(inspect(true, data), expected, "{client}");
-        assert_eq!(inspect(false, data), expected, "{client}");
+        assert_eq!(inspect(Needed::Name, data), expected, "{client}");
+        assert_eq!(inspect(Needed::Nothing, data), expected, "{client}");
         // Cut short, it is not understood for anything else.
         for length in 1..data.len() {
-            let (names, passed, reason) = feed(true, &data[..length], length);
+            let (names, passed, reason) = feed(Needed::Name, &data[..length], length);
             assert_eq!(
                 (names.len(), passed, reason),
                 (0, 0, None),
@@ -134,7 +137,7 @@ fn tls_without_a_certain_name_is_refused() {
         (hello(&server_names(&["a.com", "b.com"])), Reason::Malformed),
         (hello(&two), Reason::Malformed),
         (hello(&server_names(&["a.com."])), Reason::Malformed),
-        (hello(&server_names(&["127.0.0.1"])), Reason::Malformed),
+        (hello(&server_names(&["127.0.0.1"])), Reason::NoName),
         (hello(&server_names(&["a\0.com"])), Reason::Malformed),
         (
             hello(&extension(0, &[0, 9, 0, 0, 1, b'a'])),
@@ -167,18 +170,18 @@ fn every_request_says_its_name() {
         GET http://e.com:80/?x HTTP/1.1\r\nHost: e.com\r\n\r\n";
     let names = ["a.com", "b.com", "c.com", "d.com", "e.com"].map(str::to_owned);
     assert_eq!(
-        inspect(true, requests),
+        inspect(Needed::Name, requests),
         (names.to_vec(), requests.len(), None)
     );
 }
 
 #[test]
 fn bodies_pass_without_a_look() {
-    let mut inspector = Inspector::new(true);
+    let mut inspector = Inspector::new(Needed::Name);
     let head = b"POST / HTTP/1.1\r\nHost: a.com\r\nContent-Length: 104857600\r\n\r\n";
-    let name = "a.com".parse().unwrap();
+    let name = Said::Name("a.com".parse().unwrap());
     assert_eq!(
-        inspector.step(head),
+        inspector.step(head, false),
         Step::Ask(name, head.len() as u64 + (100 << 20))
     );
     let endless = "POST / HTTP/1.1\r\nHost: a.com\r\nContent-Length: 18446744073709551615\r\n\r\n";
@@ -190,14 +193,22 @@ fn requests_that_can_be_read_in_two_ways_are_refused() {
     for (request, reason) in [
         ("GET / HTTP/1.1\r\n\r\n", Reason::NoName),
         ("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", Reason::NoName),
-        ("GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n", Reason::Malformed),
+        ("GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n", Reason::NoName),
+        ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", Reason::Malformed),
+        (
+            "GET / HTTP/1.1\r\nHost: [1.1.1.1]\r\n\r\n",
+            Reason::Malformed,
+        ),
+        ("GET / HTTP/1.1\r\nHost: \r\n\r\n", Reason::NoName),
+        ("GET / HTTP/1.1\r\nHost: a.com.\r\n\r\n", Reason::Malformed),
+        ("GET http://a.com/ HTTP/1.0\r\n\r\n", Reason::NoName),
         (
             "GET / HTTP/1.1\r\nHost: a.com\r\nHost: b.com\r\n\r\n",
             Reason::Malformed,
         ),
         (
             "GET / HTTP/1.1\r\nHost: a.com, b.com\r\n\r\n",
-            Reason::NoName,
+            Reason::Malformed,
         ),
         (
             "GET http://b.com/ HTTP/1.1\r\nHost: a.com\r\n\r\n",
@@ -205,7 +216,7 @@ fn requests_that_can_be_read_in_two_ways_are_refused() {
         ),
         (
             "GET http://a.com@b.com/ HTTP/1.1\r\nHost: a.com\r\n\r\n",
-            Reason::NoName,
+            Reason::Malformed,
         ),
         (
             "GET https://a.com/ HTTP/1.1\r\nHost: a.com\r\n\r\n",
@@ -251,6 +262,10 @@ fn requests_that_can_be_read_in_two_ways_are_refused() {
             "POST / HTTP/1.1\r\nHost: a.com\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             Reason::Malformed,
         ),
+        (
+            "POST / HTTP/1.0\r\nHost: a.com\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Reason::Malformed,
+        ),
         ("SSH-2.0-OpenSSH_9.2\r\n", Reason::Malformed),
         ("\0\0\0\x01", Reason::NoWebProtocol),
     ] {
@@ -260,7 +275,10 @@ fn requests_that_can_be_read_in_two_ways_are_refused() {
         "GET /{} HTTP/1.1\r\nHost: a.com\r\n\r\n",
         "x".repeat(MAX_HEAD)
     );
-    assert_eq!(feed(true, long.as_bytes(), 4096).2, Some(Reason::Malformed));
+    assert_eq!(
+        feed(Needed::Name, long.as_bytes(), 4096).2,
+        Some(Reason::Malformed)
+    );
 }
 
 #[test]
@@ -276,7 +294,7 @@ fn chunks_that_can_be_read_in_two_ways_are_refused() {
         "11111111111111111\r\n",
         "0\r\nX: y\n\r\n",
     ] {
-        let (names, _, reason) = inspect(true, [head, chunks].concat().as_bytes());
+        let (names, _, reason) = inspect(Needed::Name, [head, chunks].concat().as_bytes());
         assert_eq!(
             (names.len(), reason),
             (1, Some(Reason::Malformed)),
@@ -293,7 +311,8 @@ fn what_follows_an_upgrade_is_refused() {
             &b"\x82\x80\0\0\0\0"[..],
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ] {
-            let (names, passed, reason) = inspect(true, &[head.as_bytes(), behind].concat());
+            let (names, passed, reason) =
+                inspect(Needed::Name, &[head.as_bytes(), behind].concat());
             assert_eq!((names.len(), passed), (1, head.len()));
             assert_eq!(reason, Some(Reason::Malformed));
         }
@@ -302,25 +321,89 @@ fn what_follows_an_upgrade_is_refused() {
 
 #[test]
 fn what_needs_no_name_goes_on_unless_it_says_one() {
-    for data in [
-        &b"SSH-2.0-x\r\n"[..],
-        b"P",
-        b"PING\r\n",
-        b"\x16\x03\x01\x00\x04\x02\0\0\0",
-        b"\0",
+    for (data, waits) in [
+        (&b"SSH-2.0-x\r\n"[..], false),
+        (b"P", true),
+        (b"PING\r\n", false),
+        (b"PING / \r", true),
+        (b"\x16\x03\x01\x00\x04\x02\0\0\0", false),
+        (b"\x16\x03\x01\x00\x04", true),
+        (b"\x17\x02", false),
+        (b"\0", false),
+        (b"\r\n\r\n", false),
+        (b"\r\n\r\n\0\r\n", true),
+        (b"\r\n\r\n\0\r\nX", false),
     ] {
-        let (names, passed, reason) = inspect(false, data);
-        let waits = data == b"P";
-        assert_eq!(
-            (names.len(), passed == data.len(), reason),
-            (0, !waits, None),
-            "{data:?}"
-        );
+        let (names, passed, reason) = inspect(Needed::Nothing, data);
+        assert_eq!((names.len(), reason), (0, None), "{data:?}");
+        assert_eq!(passed == data.len(), !waits, "{data:?}");
     }
     let data = record(&usual_hello("a.com"));
-    assert_eq!(inspect(false, &data).0, ["a.com"]);
-    assert_eq!(
-        inspect(false, b"GET / HTTP/1.1\r\nHost: a.com\r\n\r\n").0,
-        ["a.com"]
-    );
+    assert_eq!(inspect(Needed::Nothing, &data).0, ["a.com"]);
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a.com\r\n\r\n",
+        "\r\n\r\nGET / HTTP/1.1\r\nHost: a.com.\r\n\r\n",
+        "REPORT http://a.com:80 HTTP/1.0\r\n\r\n",
+        "CONNECT a.com:443 HTTP/1.1\r\nHost: a.com\r\n\r\n\0",
+    ] {
+        let expected = (vec!["a.com".to_owned()], request.len(), None);
+        assert_eq!(inspect(Needed::Nothing, request.as_bytes()), expected);
+    }
+    let addresses =
+        b"GET / HTTP/1.1\r\nHost: 1.1.1.1:80\r\n\r\nGET / HTTP/1.1\r\nHost: [::1]\r\n\r\n";
+    assert_eq!(inspect(Needed::Nothing, addresses).0, ["1.1.1.1", "::1"]);
+}
+
+#[test]
+fn another_protocol_follows_a_request_only_where_one_was_asked_for() {
+    let head = |field: &str| format!("GET / HTTP/1.1\r\nHost: a.com\r\n{field}\r\n");
+    let frame = "\u{1}\u{2}";
+    for (field, behind, names, reason) in [
+        ("", frame, 1, Some(Reason::Malformed)),
+        ("Upgrade: websocket\r\n", frame, 1, None),
+        ("Upgrade: x\r\n", &head(""), 2, None),
+        (
+            "Upgrade: h2c\r\n",
+            "PRI * HTTP/2.0\r\n",
+            1,
+            Some(Reason::Malformed),
+        ),
+        // Only behind the body.
+        (
+            "Upgrade: x\r\nContent-Length: 2\r\n",
+            &["\u{1}\u{2}", &head("")].concat(),
+            2,
+            None,
+        ),
+        (
+            "Upgrade: x\r\nTransfer-Encoding: chunked\r\n",
+            frame,
+            1,
+            Some(Reason::Malformed),
+        ),
+    ] {
+        let data = [&head(field), behind].concat();
+        let (said, _, ended) = inspect(Needed::Nothing, data.as_bytes());
+        assert_eq!((said.len(), ended), (names, reason), "{data:?}");
+    }
+    let body = b"CONNECT a.com:80 HTTP/1.1\r\nContent-Length: 9\r\n\r\n";
+    assert_eq!(inspect(Needed::Nothing, body).2, Some(Reason::Malformed));
+}
+
+#[test]
+fn an_end_decides_what_could_have_become_something() {
+    for (data, expected) in [
+        (&b"hello"[..], Step::Ask(Said::Nothing, u64::MAX)),
+        (b"\x16\x03", Step::Ask(Said::Nothing, u64::MAX)),
+        (b"GET /", Step::Refuse(Reason::Malformed)),
+        (
+            b"X / HTTP/1.1\r\nHost: a.com\r\n",
+            Step::Refuse(Reason::Malformed),
+        ),
+        (b"\x16\x03\x01\0\x09\x01", Step::Refuse(Reason::Malformed)),
+    ] {
+        let mut inspector = Inspector::new(Needed::Nothing);
+        assert_eq!(inspector.step(data, false), Step::More, "{data:?}");
+        assert_eq!(inspector.step(data, true), expected, "{data:?}");
+    }
 }

@@ -9,17 +9,50 @@ use tls_parser::{
     parse_tls_extension_unknown, parse_tls_message_handshake, parse_tls_raw_record,
 };
 
-use super::Step;
-use crate::policy::{DomainName, Reason};
+use super::{Needed, Said, Step};
+use crate::policy::Reason;
 
 /// The type of the records that a handshake is in, and so the first byte of TLS.
 pub(super) const HANDSHAKE: u8 = 22;
+/// The type of those with alerts, which some servers skip.
+const ALERT: u8 = 21;
+/// The types of messages that begin a handshake, of the side that connects and of the other one.
+const CLIENT_HELLO: u8 = 1;
+const SERVER_HELLO: u8 = 2;
 
 /// The header of a handshake's message: its type, and its length in 24 bits.
 const HEADER: usize = 4;
 
+/// Whether a server may take `front` for TLS, if that can be told by now. Most want a version of 3.x in front
+/// of a record, Go's any below 16.0; what comes before a ClientHello may be skipped.
+pub(super) fn begins(front: &[u8]) -> Option<bool> {
+    if !(20..=24).contains(&front[0]) {
+        return Some(false);
+    }
+    let usual = *front.get(1)? == 3;
+    if !usual && (front[1] >= 16 || !matches!(front[0], HANDSHAKE | ALERT)) {
+        return Some(false);
+    }
+    if usual && front[0] != HANDSHAKE {
+        return Some(true);
+    }
+    let [.., high, low] = *front.first_chunk::<5>()?;
+    let length = u16::from_be_bytes([high, low]);
+    if length == 0 {
+        return Some(usual);
+    }
+    let first = *front.get(5)?;
+    Some(match front[0] {
+        // A warning or an error.
+        ALERT => length == 2 && matches!(first, 1 | 2),
+        // One that connects may be the server of TLS.
+        _ if usual => first != SERVER_HELLO,
+        _ => first == CLIENT_HELLO,
+    })
+}
+
 /// What the first records of `front` say, which may be parts of one message.
-pub(super) fn client_hello(front: &[u8]) -> Step {
+pub(super) fn client_hello(front: &[u8], needed: Needed) -> Step {
     let mut message = Vec::new();
     let mut rest = front;
     loop {
@@ -44,14 +77,14 @@ pub(super) fn client_hello(front: &[u8]) -> Step {
             }
         }
     }
-    match server_name(&message) {
-        Ok(name) => Step::Ask(name, (front.len() - rest.len()) as u64),
+    match server_name(&message, needed) {
+        Ok(said) => Step::Ask(said, (front.len() - rest.len()) as u64),
         Err(reason) => Step::Refuse(reason),
     }
 }
 
-/// The one name of a whole ClientHello.
-fn server_name(message: &[u8]) -> Result<DomainName, Reason> {
+/// The one name of a whole ClientHello, if it has one.
+fn server_name(message: &[u8], needed: Needed) -> Result<Said, Reason> {
     let Ok(([], TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)))) =
         parse_tls_message_handshake(message)
     else {
@@ -66,16 +99,17 @@ fn server_name(message: &[u8]) -> Result<DomainName, Reason> {
         };
         rest = behind;
         // Servers differ about which of two counts.
-        if kind == TlsExtensionType::ServerName && name.replace(only_name(content)?).is_some() {
+        if kind == TlsExtensionType::ServerName
+            && name.replace(only_name(content, needed)?).is_some()
+        {
             return Err(Reason::Malformed);
         }
     }
-    name.ok_or(Reason::NoName)
+    Ok(name.unwrap_or(Said::Nothing))
 }
 
-/// The name in the content of the extension, a list that must have this one entry. A final dot is not allowed
-/// there, and servers differ about it.
-fn only_name(content: &[u8]) -> Result<DomainName, Reason> {
+/// The name in the content of the extension, a list that must have this one entry.
+fn only_name(content: &[u8], needed: Needed) -> Result<Said, Reason> {
     let [list @ .., kind, length, other_length] =
         content.first_chunk::<5>().ok_or(Reason::Malformed)?;
     let name = &content[5..];
@@ -85,8 +119,5 @@ fn only_name(content: &[u8]) -> Result<DomainName, Reason> {
         return Err(Reason::Malformed);
     }
     let name = std::str::from_utf8(name).map_err(|_| Reason::Malformed)?;
-    if name.ends_with('.') {
-        return Err(Reason::Malformed);
-    }
-    name.parse().map_err(|_| Reason::Malformed)
+    Said::read(name, needed)
 }

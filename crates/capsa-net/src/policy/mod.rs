@@ -62,13 +62,16 @@ pub enum Reason {
     NotPublic(Block),
     /// The address is one of the host's own, and no rule is for this address alone.
     HostAddress,
+    /// The address is of the guest's own link, where nobody is but the gateway and host services. No rule opens
+    /// it.
+    Local,
     /// A rule allows the name, but no answer of the resolver gave it this address.
     NotResolved,
     /// A name is needed, and none was said.
     NoName,
     /// A name is needed, and the flow is neither TLS nor HTTP.
     NoWebProtocol,
-    /// A name is needed, and what the flow says cannot be understood for certain.
+    /// A rule for a name applies, and what the flow says cannot be understood for certain.
     Malformed,
     /// UDP port 443, where a rule for a name applies.
     Quic,
@@ -95,10 +98,12 @@ pub enum Admission {
     Settled(Decision),
     /// It may begin, and what it says decides.
     Inspect {
-        /// Whether it has to say a name. If not, a flow that says none goes on.
-        name_needed: bool,
-        /// The decision if it need not say a name.
-        otherwise: Decision,
+        /// That it may begin.
+        admitted: Decision,
+        /// The decision if it says no name. If it denies, the flow has to be TLS or HTTP and to say one.
+        unnamed: Decision,
+        /// The id of the rule for names that wants it to be listened to.
+        rule: Arc<str>,
     },
 }
 
@@ -109,6 +114,14 @@ pub struct Destination {
     pub protocol: Protocol,
     /// Where.
     pub address: SocketAddr,
+}
+
+/// Rules that deny names, passed on the way to the one that decides about the flow: they decide at what it says.
+#[derive(Default)]
+struct Watch<'a> {
+    first: Option<&'a Arc<str>>,
+    /// The first that is for a name that the address was resolved from.
+    resolved: Option<&'a Arc<str>>,
 }
 
 /// A policy, ready to decide.
@@ -178,24 +191,35 @@ impl Decision {
         }
     }
 
-    /// That a flow may begin because of the same rule.
-    #[must_use]
-    pub fn admitted(&self) -> Self {
-        Self {
-            action: Action::Allow,
-            reason: if self.rule.is_some() {
-                Reason::Rule
-            } else {
-                Reason::Default
-            },
-            rule: self.rule.clone(),
-        }
-    }
-
     /// Whether it lets through.
     #[must_use]
     pub fn allows(&self) -> bool {
         self.action == Action::Allow
+    }
+}
+
+impl<'a> Watch<'a> {
+    fn add(&mut self, rule: &'a Arc<str>, resolved: bool) {
+        self.first.get_or_insert(rule);
+        if resolved {
+            self.resolved.get_or_insert(rule);
+        }
+    }
+
+    /// A decision, unless a flow that would be let through has to be listened to. What says no name is not let
+    /// through to where a denied one is.
+    fn settle(self, decision: Decision) -> Admission {
+        match self.first {
+            Some(rule) if decision.allows() => Admission::Inspect {
+                unnamed: match self.resolved {
+                    Some(rule) => Decision::by(rule, Action::Deny, Reason::NoName),
+                    None => decision.clone(),
+                },
+                admitted: decision,
+                rule: Arc::clone(self.resolved.unwrap_or(rule)),
+            },
+            _ => Admission::Settled(decision),
+        }
     }
 }
 
@@ -212,10 +236,11 @@ impl fmt::Display for Reason {
                 );
             }
             Self::HostAddress => "the host's own address, and no rule is for it alone",
+            Self::Local => "of the guest's own link, which no rule leads out of",
             Self::NotResolved => "no answer of the resolver gave the name this address",
             Self::NoName => "a rule needs a name, and none was said",
             Self::NoWebProtocol => "a rule needs a name, and this is neither TLS nor HTTP",
-            Self::Malformed => "a rule needs a name, and what was said cannot be understood",
+            Self::Malformed => "a rule for a name applies, and what was said cannot be understood",
             Self::Quic => "a rule for a name applies, and HTTP/3 shows none",
             Self::HostService => "a host service of the configuration",
         })
@@ -270,20 +295,29 @@ impl Filter {
     pub fn admit(&self, to: Destination, names: &[DomainName]) -> Admission {
         let ip = to.address.ip();
         let special = address::special(ip);
-        let mut watched = false;
+        let mut watch = Watch::default();
         for (id, rule) in self.rules.iter().filter(|(_, rule)| applies_to(rule, to)) {
             match (&rule.target, rule.action) {
                 (Target::Network(_), action) => {
                     let meant = special.map(|special| special.network);
                     if applies_to_address(rule, ip, meant.filter(|_| action == Action::Allow)) {
-                        return settle(watched, Decision::by(id, action, Reason::Rule));
+                        return watch.settle(Decision::by(id, action, Reason::Rule));
                     }
                 }
-                // A name may deny at once only where it is said.
                 (Target::Domain(_), Action::Deny) if quic(to) => {
                     return Admission::Settled(Decision::by(id, Action::Deny, Reason::Quic));
                 }
-                (Target::Domain(_), Action::Deny) => watched |= to.protocol == Protocol::Tcp,
+                (Target::Domain(pattern), Action::Deny) => {
+                    let resolved = names.iter().any(|name| pattern.matches(name));
+                    match to.protocol {
+                        Protocol::Tcp => watch.add(id, resolved),
+                        // It says no name that could be another one of the same address.
+                        Protocol::Udp if resolved => {
+                            return Admission::Settled(Decision::by(id, rule.action, Reason::Rule));
+                        }
+                        Protocol::Udp => {}
+                    }
+                }
                 (Target::Domain(pattern), Action::Allow) => {
                     if special.is_some() || !names.iter().any(|name| pattern.matches(name)) {
                         continue;
@@ -291,13 +325,14 @@ impl Filter {
                     if quic(to) {
                         return Admission::Settled(Decision::by(id, Action::Deny, Reason::Quic));
                     }
-                    let allowed = Decision::by(id, Action::Allow, Reason::Rule);
+                    let admitted = Decision::by(id, Action::Allow, Reason::Rule);
                     match (rule.check, to.protocol) {
-                        (Check::Address, _) => return settle(watched, allowed),
+                        (Check::Address, _) => return watch.settle(admitted),
                         (Check::Web, Protocol::Tcp) => {
                             return Admission::Inspect {
-                                name_needed: true,
-                                otherwise: Decision::by(id, Action::Deny, Reason::NoName),
+                                admitted,
+                                unnamed: Decision::by(id, Action::Deny, Reason::NoName),
+                                rule: Arc::clone(id),
                             };
                         }
                         (Check::Web, Protocol::Udp) => {}
@@ -305,13 +340,10 @@ impl Filter {
                 }
             }
         }
-        settle(
-            watched,
-            match special {
-                Some(special) => Decision::deny(Reason::NotPublic(special.block)),
-                None => Decision::new(self.default, Reason::Default),
-            },
-        )
+        watch.settle(match special {
+            Some(special) => Decision::deny(Reason::NotPublic(special.block)),
+            None => Decision::new(self.default, Reason::Default),
+        })
     }
 
     /// Decides about a name that an inspected flow to `to` says. `names` are those of its address.
@@ -319,27 +351,51 @@ impl Filter {
     pub fn admit_name(&self, said: &DomainName, to: Destination, names: &[DomainName]) -> Decision {
         let ip = to.address.ip();
         let special = address::special(ip).map(|special| special.network);
+        let mut elsewhere = None;
         for (id, rule) in self.rules.iter().filter(|(_, rule)| applies_to(rule, to)) {
-            match &rule.target {
-                Target::Network(_) => {
-                    let meant = special.filter(|_| rule.action == Action::Allow);
+            let decision = Decision::by(id, rule.action, Reason::Rule);
+            match (&rule.target, rule.action) {
+                (Target::Network(_), action) => {
+                    let meant = special.filter(|_| action == Action::Allow);
                     if applies_to_address(rule, ip, meant) {
-                        return Decision::by(id, rule.action, Reason::Rule);
+                        return decision;
                     }
                 }
-                Target::Domain(pattern) if pattern.matches(said) => {
-                    let resolved = names.contains(said) && special.is_none();
-                    return match rule.action {
-                        Action::Allow if !resolved => {
-                            Decision::by(id, Action::Deny, Reason::NotResolved)
-                        }
-                        action => Decision::by(id, action, Reason::Rule),
-                    };
+                (Target::Domain(pattern), Action::Deny) if pattern.matches(said) => {
+                    return decision;
                 }
-                Target::Domain(_) => {}
+                (Target::Domain(_), Action::Deny) => {}
+                (Target::Domain(_), Action::Allow) if special.is_some() => {}
+                // Whatever the flow says.
+                (Target::Domain(pattern), Action::Allow) if rule.check == Check::Address => {
+                    if names.iter().any(|name| pattern.matches(name)) {
+                        return decision;
+                    }
+                }
+                (Target::Domain(pattern), Action::Allow) if pattern.matches(said) => {
+                    if names.contains(said) {
+                        return decision;
+                    }
+                    elsewhere.get_or_insert(id);
+                }
+                (Target::Domain(_), Action::Allow) => {}
             }
         }
-        Decision::new(self.default, Reason::Default)
+        match (self.default, elsewhere) {
+            (Action::Deny, Some(id)) => Decision::by(id, Action::Deny, Reason::NotResolved),
+            (default, _) => Decision::new(default, Reason::Default),
+        }
+    }
+
+    /// Decides about an address that an inspected flow to `to` says in the place of a name, as of a flow that
+    /// goes there and says none. `names` are those of the address that it goes to.
+    #[must_use]
+    pub fn admit_address(&self, said: IpAddr, to: Destination, names: &[DomainName]) -> Decision {
+        let address = (said, to.address.port()).into();
+        match self.admit(Destination { address, ..to }, names) {
+            Admission::Settled(decision) => decision,
+            Admission::Inspect { unnamed, .. } => unnamed,
+        }
     }
 
     /// Whether a rule is for this address alone, which is what opens one of the host's own.
@@ -375,18 +431,6 @@ fn applies_to_address(rule: &Rule, address: IpAddr, meant: Option<IpNet>) -> boo
 
 fn quic(to: Destination) -> bool {
     to.protocol == Protocol::Udp && to.address.port() == QUIC
-}
-
-/// A decision, unless a flow that would be let through has to be listened to.
-fn settle(watched: bool, decision: Decision) -> Admission {
-    if watched && decision.allows() {
-        Admission::Inspect {
-            name_needed: false,
-            otherwise: decision,
-        }
-    } else {
-        Admission::Settled(decision)
-    }
 }
 
 #[cfg(test)]

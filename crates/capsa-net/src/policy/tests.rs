@@ -142,10 +142,17 @@ fn a_name_opens_its_addresses_for_what_says_it() {
         settled(filter.admit(to, &[])),
         (Action::Deny, Reason::Default)
     );
-    let Admission::Inspect { name_needed, .. } = filter.admit(to, &bound) else {
+    let Admission::Inspect {
+        admitted, unnamed, ..
+    } = filter.admit(to, &bound)
+    else {
         panic!("not inspected");
     };
-    assert!(name_needed);
+    assert_eq!(
+        (admitted.reason, unnamed.reason),
+        (Reason::Rule, Reason::NoName)
+    );
+    assert!(admitted.allows() && !unnamed.allows());
     let said = |name: &str| filter.admit_name(&name.parse().unwrap(), to, &bound);
     assert!(said("www.example.com").allows());
     // The same zone, but not resolved to this address: fronting within a wildcard.
@@ -213,14 +220,11 @@ fn a_denied_name_neither_resolves_nor_is_said() {
     assert!(!filter.resolve(&name).allows());
     assert!(filter.resolve(&"tracker.com".parse().unwrap()).allows());
     let to = tcp("1.1.1.1:443");
-    let Admission::Inspect {
-        name_needed,
-        otherwise,
-    } = filter.admit(to, &[])
-    else {
+    let Admission::Inspect { unnamed, rule, .. } = filter.admit(to, &[]) else {
         panic!("not inspected");
     };
-    assert!(!name_needed && otherwise.allows());
+    assert_eq!((unnamed.reason, &*rule), (Reason::Default, "*.tracker.com"));
+    assert!(unnamed.allows());
     assert!(!filter.admit_name(&name, to, &[]).allows());
     assert!(
         filter
@@ -280,4 +284,64 @@ fn the_hosts_own_addresses_are_meant_one_by_one() {
     assert!(!allowing(&["198.20.0.0/24"]).means_exactly(to));
     assert!(allowing(&["198.20.0.7:80"]).means_exactly(to));
     assert!(!allowing(&["198.20.0.7:81"]).means_exactly(to));
+}
+
+#[test]
+fn a_name_denied_for_a_port_is_denied_where_it_resolved_to() {
+    let policy = NetworkPolicy::public()
+        .rule(Rule::deny("a.com:25").unwrap())
+        .rule(Rule::deny("b.com:25").unwrap());
+    let filter = filter(policy);
+    let denied = (Action::Deny, Reason::Rule);
+    let bound = names(&["b.com", "other.com"]);
+    assert!(filter.resolve(&bound[0]).allows());
+    assert_eq!(settled(filter.admit(udp("1.1.1.1:25"), &bound)), denied);
+    let allowed = (Action::Allow, Reason::Default);
+    assert_eq!(settled(filter.admit(udp("1.1.1.1:25"), &[])), allowed);
+    assert_eq!(settled(filter.admit(tcp("1.1.1.1:26"), &bound)), allowed);
+    let to = tcp("1.1.1.1:25");
+    let Admission::Inspect { unnamed, rule, .. } = filter.admit(to, &bound) else {
+        panic!("not inspected");
+    };
+    assert_eq!((unnamed.action, &*rule), (Action::Deny, "b.com:25"));
+    assert!(filter.admit_name(&bound[1], to, &bound).allows());
+    assert!(!filter.admit_name(&bound[0], to, &bound).allows());
+}
+
+#[test]
+fn a_rule_that_allows_another_name_closes_nothing_that_is_open() {
+    let to = tcp("1.1.1.1:443");
+    for default in [Action::Allow, Action::Deny] {
+        let policy = NetworkPolicy {
+            default,
+            rules: vec![
+                Rule::deny("denied.com").unwrap(),
+                Rule::allow("a.com").unwrap(),
+            ],
+        };
+        // Its address is not known to be that of a.com.
+        let said = filter(policy).admit_name(&"a.com".parse().unwrap(), to, &[]);
+        assert_eq!(said.action, default);
+    }
+}
+
+#[test]
+fn an_address_that_is_said_is_judged_like_a_flow_to_it() {
+    let ssh = Rule::allow("git.com").unwrap().with_check(Check::Address);
+    let filter = filter(
+        NetworkPolicy::deny_all()
+            .rule(Rule::deny("denied.com").unwrap())
+            .rule(ssh)
+            .rule(Rule::allow("9.9.9.0/24").unwrap()),
+    );
+    let (to, bound) = (tcp("1.1.1.1:80"), names(&["git.com"]));
+    let said = |text: &str, names: &[DomainName]| {
+        let decision = filter.admit_address(text.parse().unwrap(), to, names);
+        (decision.action, decision.reason)
+    };
+    assert_eq!(said("1.1.1.1", &bound), (Action::Allow, Reason::Rule));
+    assert_eq!(said("1.1.1.1", &[]), (Action::Deny, Reason::Default));
+    assert_eq!(said("9.9.9.9", &[]), (Action::Allow, Reason::Rule));
+    let private = (Action::Deny, Reason::NotPublic(Block::Private));
+    assert_eq!(said("10.0.0.1", &bound), private);
 }

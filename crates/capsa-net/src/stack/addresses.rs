@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::neighbor::{self, ROUTER};
-use crate::config::UserNetwork;
+use crate::config::{UserNetwork, is_group, is_on_link};
 use crate::policy::DomainName;
 
 /// The addresses on the link.
@@ -55,13 +55,12 @@ impl Addresses {
 
     /// Whether an address is on the link, where nobody is but us and the guest.
     pub(super) fn is_local(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(address) => self.subnet.contains(&address),
-            IpAddr::V6(address) => {
-                address.is_unicast_link_local()
-                    || self.subnet6.is_some_and(|subnet| subnet.contains(&address))
-            }
-        }
+        is_on_link(address, self.subnet, self.subnet6)
+    }
+
+    /// Whether an address is that of several receivers, or of none.
+    pub(super) fn is_group(&self, address: IpAddr) -> bool {
+        is_group(address, self.subnet)
     }
 
     /// Whether a guest may send from an address: it is one of the link, and not ours.

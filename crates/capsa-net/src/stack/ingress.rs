@@ -1,6 +1,5 @@
 //! What becomes of a packet of the guest.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use smoltcp::phy::ChecksumCapabilities;
@@ -10,6 +9,7 @@ use smoltcp::wire::{
 };
 
 use super::egress::Unreachable;
+use super::events::Denied;
 use super::flow::Ends;
 use super::packet::Packet;
 use super::questions::Questions;
@@ -20,7 +20,7 @@ use super::wish::{Target, Wish};
 use super::{Stack, dhcp, neighbor};
 use crate::dns;
 use crate::event::{Event, Limit};
-use crate::policy::{Admission, Decision, Destination, DomainName, Protocol};
+use crate::policy::{Admission, Decision, Destination, DomainName, Protocol, Reason};
 
 impl Stack {
     pub(super) fn ipv4(&mut self, bytes: &[u8], now: Instant) {
@@ -65,24 +65,30 @@ impl Stack {
     pub(super) fn ip(&mut self, packet: &Packet<'_>, now: Instant) {
         match packet.header.next_header() {
             IpProtocol::Udp => self.udp(packet, now),
+            IpProtocol::Tcp => self.tcp(packet, now),
             IpProtocol::Icmp | IpProtocol::Icmpv6 => self.icmp(packet),
             _ if !self.is_routable(packet) => {}
-            IpProtocol::Tcp => self.tcp(packet, now),
             _ => self.unreachable(packet, Unreachable::Prohibited),
         }
     }
 
     /// Whether a packet comes from the guest and goes to one receiver. Others are of the link only.
     pub(super) fn is_routable(&self, packet: &Packet<'_>) -> bool {
-        let to = packet.destination();
-        let broadcast = match to {
-            IpAddr::V4(to) => to.is_broadcast() || to == self.addresses.subnet.broadcast(),
-            IpAddr::V6(_) => false,
-        };
-        self.addresses.may_send(packet.source())
-            && !broadcast
-            && !to.is_multicast()
-            && !to.is_unspecified()
+        self.addresses.may_send(packet.source()) && !self.addresses.is_group(packet.destination())
+    }
+
+    /// Tells of a flow to a group, unless its sender is nobody or there is somebody to get it.
+    fn group(&mut self, packet: &Packet<'_>, protocol: Protocol, ends: Ends, now: Instant) {
+        let arrives = self.shared && ends.peer.is_ipv4();
+        if !arrives && self.addresses.may_send(packet.source()) {
+            self.local(protocol, ends, now);
+        }
+    }
+
+    /// Tells of a flow that goes nowhere.
+    fn local(&mut self, protocol: Protocol, ends: Ends, now: Instant) {
+        let decision = Decision::deny(Reason::Local);
+        self.decided(protocol, ends, Vec::new(), decision, now);
     }
 
     pub(super) fn icmp(&mut self, packet: &Packet<'_>) {
@@ -154,6 +160,8 @@ impl Stack {
             self.dhcp(datagram.payload());
         } else if self.is_routable(packet) {
             self.datagram(packet, ends, datagram.payload(), now);
+        } else {
+            self.group(packet, Protocol::Udp, ends, now);
         }
     }
 
@@ -216,6 +224,12 @@ impl Stack {
             peer: (packet.destination(), segment.dst_port()).into(),
         };
         let begins = segment.syn() && !segment.ack() && !segment.rst();
+        if !self.is_routable(packet) {
+            if begins {
+                self.group(packet, Protocol::Tcp, ends, now);
+            }
+            return;
+        }
         let kind = [begins, segment.rst()];
         let time = self.time(now);
         match self
@@ -281,6 +295,7 @@ impl Stack {
             let mut services = self.services.iter();
             let service = services.find(|own| own.port == port && own.protocol == protocol);
             let Some(service) = service.cloned() else {
+                self.local(protocol, ends, now);
                 self.nobody(packet, protocol);
                 return None;
             };
@@ -293,10 +308,12 @@ impl Stack {
             return Some((to, None));
         }
         if self.addresses.is_gateway(address.ip()) {
+            self.local(protocol, ends, now);
             self.nobody(packet, protocol);
             return None;
         }
         if self.addresses.is_local(address.ip()) {
+            self.local(protocol, ends, now);
             self.unreachable(packet, Unreachable::Host);
             return None;
         }
@@ -305,18 +322,17 @@ impl Stack {
         let (decision, inspection) = match self.filter.admit(destination, &names) {
             Admission::Settled(decision) => (decision, None),
             Admission::Inspect {
-                name_needed,
-                otherwise,
+                admitted,
+                unnamed,
+                rule,
             } => {
-                let decision = otherwise.admitted();
                 let names = names.clone();
-                let inspection =
-                    Inspection::new(ends.guest, destination, names, name_needed, otherwise);
-                (decision, Some(inspection))
+                let inspection = Inspection::new(ends.guest, destination, names, unnamed, rule);
+                (admitted, Some(inspection))
             }
         };
         let allowed = decision.allows();
-        self.connect_event(protocol, ends, names, decision);
+        self.decided(protocol, ends, names, decision, now);
         if !allowed {
             self.unreachable(packet, Unreachable::Prohibited);
             return None;
@@ -326,6 +342,26 @@ impl Stack {
             may_be_host: self.filter.means_exactly(destination),
         };
         Some((to, inspection))
+    }
+
+    /// Tells what was decided about a flow that begins. Denied ones have no state: their next packet is known by
+    /// what was told.
+    fn decided(
+        &mut self,
+        protocol: Protocol,
+        ends: Ends,
+        names: Vec<DomainName>,
+        decision: Decision,
+        now: Instant,
+    ) {
+        let denied = Denied {
+            protocol,
+            ends,
+            reason: decision.reason,
+        };
+        if decision.allows() || self.events.is_new(denied, now) {
+            self.connect_event(protocol, ends, names, decision);
+        }
     }
 
     pub(super) fn connect_event(

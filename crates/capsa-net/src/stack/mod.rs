@@ -69,6 +69,8 @@ pub struct Stack {
     wishes: VecDeque<Wish>,
     events: Events,
     seed: u64,
+    /// Others are on the link, who get what goes to everybody.
+    shared: bool,
 }
 
 impl Stack {
@@ -107,12 +109,18 @@ impl Stack {
             wishes: VecDeque::new(),
             events: Events::default(),
             seed,
+            shared: false,
         })
     }
 
     /// Lets `name` have `address`, whatever resolvers say.
     pub fn add_name(&mut self, name: DomainName, address: IpAddr) {
         self.resolver.add_name(name, address);
+    }
+
+    /// Tells that others are on the link, who get the guest's frames to everybody that carry IPv4.
+    pub(crate) fn share_link(&mut self) {
+        self.shared = true;
     }
 
     /// Takes a frame of the guest.

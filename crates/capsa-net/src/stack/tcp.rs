@@ -11,6 +11,7 @@
 //! side sends stays with it as long as there is no room. Neither side can make this one hold more than the
 //! buffers.
 
+mod inspection;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -23,8 +24,10 @@ use smoltcp::time::Instant;
 use super::egress::Egress;
 use super::flow::{Buffers, Ends, Flow};
 use crate::config::Limits;
-use crate::inspect::{Inspector, MAX_HEAD, Step};
-use crate::policy::{Decision, Destination, DomainName, Filter, Reason};
+use crate::inspect::MAX_HEAD;
+use crate::policy::Filter;
+
+pub(super) use inspection::{Inspection, Judgement};
 
 /// What a buffer may have. A window of that size needs less than a millisecond of a fast link.
 const LARGEST_BUFFER: usize = 256 << 10;
@@ -68,26 +71,6 @@ pub enum Given {
     NoRoom,
     /// The connection is gone, or takes nothing more.
     Gone,
-}
-
-/// What a connection must show before its bytes go on.
-#[derive(Debug)]
-pub(super) struct Inspection {
-    inspector: Inspector,
-    from: SocketAddr,
-    to: Destination,
-    /// Those of the address when the connection began: that they are forgotten meanwhile cuts nothing.
-    names: Vec<DomainName>,
-    otherwise: Decision,
-}
-
-/// What an inspection decided.
-#[derive(Debug)]
-pub(super) struct Judgement {
-    pub(super) from: SocketAddr,
-    pub(super) to: SocketAddr,
-    pub(super) name: Option<DomainName>,
-    pub(super) decision: Decision,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,58 +133,6 @@ struct Entry {
 enum Phase {
     Connecting { syn: Vec<u8> },
     Open(Box<Flow>),
-}
-
-impl Inspection {
-    pub(super) fn new(
-        from: SocketAddr,
-        to: Destination,
-        names: Vec<DomainName>,
-        name_needed: bool,
-        otherwise: Decision,
-    ) -> Self {
-        Self {
-            inspector: Inspector::new(name_needed),
-            from,
-            to,
-            names,
-            otherwise,
-        }
-    }
-
-    /// Looks at bytes of the guest. Returns how many may go on, or that the connection ends.
-    fn look(
-        &mut self,
-        front: &[u8],
-        filter: &Filter,
-        judge: &mut impl FnMut(Judgement),
-    ) -> Option<u64> {
-        let (name, decision, length) = match self.inspector.step(front) {
-            Step::More => return Some(0),
-            Step::Pass(length) => return Some(length),
-            Step::Unnamed => (None, self.otherwise.clone(), u64::MAX),
-            Step::Refuse(reason) => (None, self.refused(reason), 0),
-            Step::Ask(name, length) => {
-                let decision = filter.admit_name(&name, self.to, &self.names);
-                (Some(name), decision, length)
-            }
-        };
-        let allowed = decision.allows();
-        judge(Judgement {
-            from: self.from,
-            to: self.to.address,
-            name,
-            decision,
-        });
-        allowed.then_some(length)
-    }
-
-    fn refused(&self, reason: Reason) -> Decision {
-        Decision {
-            rule: self.otherwise.rule.clone(),
-            ..Decision::deny(reason)
-        }
-    }
 }
 
 impl Table {
@@ -387,21 +318,13 @@ impl Table {
         {
             self.head.resize(MAX_HEAD, 0);
             let length = socket.peek_slice(&mut self.head).unwrap_or(0);
-            let ended = !matches!(
-                socket.state(),
-                State::Established | State::FinWait1 | State::FinWait2 | State::SynReceived
-            );
-            entry.passed = match inspection.look(&self.head[..length], filter, &mut judge) {
-                Some(0) if ended => {
-                    judge(Judgement {
-                        from: inspection.from,
-                        to: inspection.to.address,
-                        name: None,
-                        decision: inspection.refused(Reason::Malformed),
-                    });
-                    self.abort(id);
-                    return Ok(Taken::Gone);
-                }
+            let ended = socket.recv_queue() == length
+                && !matches!(
+                    socket.state(),
+                    State::Established | State::FinWait1 | State::FinWait2 | State::SynReceived
+                );
+            let front = &self.head[..length];
+            entry.passed = match inspection.look(front, ended, filter, &mut judge) {
                 Some(length) => length,
                 None => {
                     self.abort(id);

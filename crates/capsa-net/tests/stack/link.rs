@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use capsa_net::policy::{NetworkPolicy, Reason, Rule};
 use capsa_net::stack::ConnectFailure;
 use capsa_net::{Event, UserNetwork};
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
@@ -12,7 +13,7 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Packet,
     Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet,
-    NdiscRepr, UdpPacket, UdpRepr,
+    NdiscRepr, TcpPacket, UdpPacket, UdpRepr,
 };
 
 use crate::lab::{Lab, MAC};
@@ -429,4 +430,81 @@ fn a_destination_without_a_way_is_said_to_have_none() {
         .into_iter()
         .filter(|event| matches!(event, Event::Connect { decision, .. } if !decision.allows()));
     assert_eq!(denied.count(), 1, "the host's own address");
+}
+
+#[test]
+fn what_stays_on_the_link_is_told_once_and_opened_by_no_rule() {
+    let rules = [
+        "0.0.0.0",
+        "10.0.0.0/8",
+        "255.255.255.255",
+        "224.0.0.0/4",
+        "fe80::/10",
+        "fd00::/8",
+        "ff00::/8",
+    ];
+    let rules = rules.map(|rule| Rule::allow(rule).unwrap());
+    let mut lab = Lab::new(&UserNetwork {
+        policy: rules
+            .into_iter()
+            .fold(NetworkPolicy::public(), NetworkPolicy::rule),
+        ..UserNetwork::default()
+    });
+    for (to, answered) in [
+        ("10.0.2.77", true),
+        ("10.0.2.1", true),
+        ("10.0.2.2", true),
+        ("fd00:ca95:a::77", true),
+        ("fe80::77", true),
+        ("10.0.2.255", false),
+        ("255.255.255.255", false),
+        ("0.0.0.0", false),
+        ("224.0.0.251", false),
+        ("ff02::fb", false),
+    ] {
+        let to: IpAddr = to.parse().unwrap();
+        let from = match to {
+            IpAddr::V4(_) => "10.0.2.3",
+            IpAddr::V6(_) => "fd00:ca95:a::9",
+        };
+        let datagram = udp((from.parse().unwrap(), 1000), (to, 5353), b"x");
+        for _ in 0..5 {
+            assert_eq!(lab.raw(&datagram).len(), usize::from(answered), "{to}");
+            lab.pass(Duration::from_secs(1));
+        }
+        let events = lab.events();
+        let [
+            Event::Connect {
+                to: told, decision, ..
+            },
+        ] = &events[..]
+        else {
+            panic!("{to}: {events:?}");
+        };
+        assert_eq!((told.ip(), decision.reason), (to, Reason::Local));
+        // Whom nobody is, nobody is told of.
+        lab.raw(&udp(
+            ("1.1.1.1".parse().unwrap(), 1),
+            ("224.0.0.251".parse().unwrap(), 1),
+            b"x",
+        ));
+        assert!(lab.events().is_empty());
+    }
+    let from = "10.0.2.3".parse().unwrap();
+    let syn = frame(
+        from,
+        "224.0.0.251".parse().unwrap(),
+        IpProtocol::Tcp,
+        20,
+        |content| {
+            let mut segment = TcpPacket::new_unchecked(content);
+            segment.set_src_port(1000);
+            segment.set_dst_port(80);
+            segment.set_header_len(20);
+            segment.set_syn(true);
+        },
+    );
+    assert!(lab.raw(&syn).is_empty() && lab.raw(&syn).is_empty());
+    assert_eq!(lab.events().len(), 1);
+    assert!(lab.world.peers.is_empty());
 }

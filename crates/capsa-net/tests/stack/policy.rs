@@ -362,11 +362,12 @@ fn host_services_are_where_their_name_says_and_nothing_else_is() {
     );
     assert!(passes(&mut lab, to("10.0.2.2", 80)));
     assert!(passes(&mut lab, to("fd00:ca95:a::2", 80)));
+    assert!(denials(&mut lab).is_empty());
     let (connection, _) = say(&mut lab, to("10.0.2.2", 81), b"");
     assert_eq!(lab.state(connection), tcp::State::Closed);
     lab.send_udp_from(4002, to("10.0.2.2", 80), b"x");
     assert!(lab.world.peers.is_empty());
-    assert!(denials(&mut lab).is_empty());
+    assert_eq!(denials(&mut lab), [(Reason::Local, None)]);
 }
 
 #[test]
@@ -419,4 +420,232 @@ fn what_says_no_name_is_told_where_one_is_listened_for() {
     let named = [(Some("a.com".parse().unwrap()), Action::Allow)];
     assert_eq!(said(&tls(Some("a.com"))), named);
     assert_eq!(said(b""), []);
+}
+
+/// The public internet without one name, told of what arrived outside.
+fn without(name: &str) -> Lab {
+    lab(NetworkPolicy::public().rule(Rule::deny(name).unwrap()))
+}
+
+#[test]
+fn a_name_that_is_denied_is_found_however_a_server_would_still_read_it() {
+    let mut lab = without("denied.example");
+    let with = |line: &str| format!("{line}\r\nHost: denied.example\r\n\r\n").into_bytes();
+    let hello = tls(Some("denied.example"));
+    let split: Vec<u8> = hello[5..]
+        .chunks(20)
+        .flat_map(|part| [&[22, 3, 1, 0, u8::try_from(part.len()).unwrap()], part].concat())
+        .collect();
+    for data in [
+        // Empty lines before the request line (RFC 9112, 2.2), and other white space.
+        with("\r\nGET / HTTP/1.1"),
+        with("\r\n\n\r\n\r\nGET / HTTP/1.1"),
+        with(" GET / HTTP/1.1"),
+        with("GET\t/\tHTTP/1.1"),
+        with("GET  /  HTTP/1.1"),
+        b"GET / HTTP/1.1\nHost: denied.example\n\n".to_vec(),
+        // Any token is a method (RFC 9110, 9.1).
+        with("PROPFIND / HTTP/1.1"),
+        with("M-SEARCH * HTTP/1.1"),
+        with("get / http/1.1"),
+        with("X!#$%&'*+.^_`|~1 / HTTP/1.0"),
+        with("GET /"),
+        // What a load balancer says of the client before the request.
+        with("PROXY TCP4 1.1.1.1 1.1.1.2 1 2\r\nGET / HTTP/1.1"),
+        [
+            b"\r\n\r\n\0\r\nQUIT\n!\x11\0\0",
+            &http("denied.example")[..],
+        ]
+        .concat(),
+        // Ways to say it.
+        http("denied.example."),
+        http("DENIED.example:80"),
+        http("denied.example.:80"),
+        http("denied%2eexample"),
+        http("1.1.1.1\r\nHost: denied.example"),
+        b"GET / HTTP/1.1\r\nHost : denied.example\r\n\r\n".to_vec(),
+        b"GET / HTTP/1.1\r\n Host: denied.example\r\n\r\n".to_vec(),
+        b"GET http://denied.example/ HTTP/1.0\r\n\r\n".to_vec(),
+        b"GET HTTP://u@denied.example/ HTTP/1.0\r\n\r\n".to_vec(),
+        b"GET http://denied.example/\r\n".to_vec(),
+        b"CONNECT denied.example:443 HTTP/1.1\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        // Behind the request of something else.
+        [http("1.1.1.1"), http("denied.example")].concat(),
+        [&b"CONNECT a.com:443 HTTP/1.1\r\n\r\n"[..], &hello].concat(),
+        // TLS in many records, behind an alert, behind nothing, with a dot at the end.
+        split,
+        [b"\x15\x03\x01\0\x02\x01\x5a", &hello[..]].concat(),
+        [b"\x16\x03\x01\0\0", &hello[..]].concat(),
+        [b"\x16\x01\x02", &hello[3..]].concat(),
+        tls(Some("denied.example.")),
+        tls(Some("Denied.Example")),
+    ] {
+        for port in [443, 5432] {
+            let (connection, arrived) = say(&mut lab, to(SHARED, port), &data);
+            let text = String::from_utf8_lossy(&data);
+            let told = String::from_utf8_lossy(&arrived);
+            assert!(!told.to_ascii_lowercase().contains("denied"), "{text:?}");
+            assert!(!told.contains("HTTP/2.0"), "{text:?}");
+            assert_eq!(lab.state(connection), tcp::State::Closed, "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_denied_is_found_in_segments_of_one_byte() {
+    let mut lab = without("denied.example");
+    for data in [
+        [b"\r\n", &http("denied.example")[..]].concat(),
+        tls(Some("denied.example.")),
+    ] {
+        lab.world.streams.clear();
+        let connection = lab.connect(to(SHARED, 443));
+        lab.pass(Duration::from_secs(3));
+        for byte in data {
+            let _ = lab.tcp(connection).send_slice(&[byte]);
+            lab.pass(Duration::from_millis(1));
+        }
+        assert!(arrived(&lab).len() <= 2, "more than an empty line");
+        assert_eq!(lab.state(connection), tcp::State::Closed);
+    }
+}
+
+#[test]
+fn what_says_no_name_goes_on_where_one_is_denied() {
+    let mut lab = without("denied.example");
+    for data in [
+        // HTTP that is for an address, for nobody, or for another name.
+        &http(SHARED)[..],
+        &http("93.184.216.34:80"),
+        &http("1.1.1.1"),
+        &http("[2606:4700::1111]:80"),
+        &http(""),
+        &http("other.com."),
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET http://93.184.216.34/ HTTP/1.0\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\nHost: other.com\r\n\r\n",
+        b"CONNECT other.com:443 HTTP/1.1\r\nHost: other.com:443\r\n\r\n",
+        &[b"CONNECT 1.1.1.1:443 HTTP/1.1\r\n\r\n", &tls(None)[..]].concat(),
+        b"GET / HTTP/1.1\r\nHost: a.com\r\nUpgrade: websocket\r\n\r\n\x81\x80\0\0\0\0",
+        // TLS for an address.
+        &tls(Some(SHARED)),
+        &tls(None),
+        // Other protocols whose first line could be a request's by its first word.
+        b"SSH-2.0-x\r\n",
+        b"EHLO a.com\r\n",
+        b"\r\n",
+        b"get http://key\r\n",
+        b"CONNECT {\"verbose\":false}\r\n",
+        b"OPTIONS rtsp://a.com/ RTSP/1.0\r\n\r\n",
+        b"{\"a\":1}",
+        b"\n\x05hello",
+        b"\x16\x00\xf9\x05\x0emc.example.com",
+        b"\x15\x40",
+    ] {
+        let (_, arrived) = say(&mut lab, to(SHARED, 80), data);
+        assert_eq!(
+            String::from_utf8_lossy(&arrived),
+            String::from_utf8_lossy(data)
+        );
+    }
+    // The end decides what a line without one is.
+    lab.world.streams.clear();
+    let connection = lab.connect(to(SHARED, 80));
+    lab.pass(Duration::from_secs(3));
+    lab.tcp(connection).send_slice(b"hello").unwrap();
+    lab.tcp(connection).close();
+    lab.pass(Duration::from_secs(1));
+    assert_eq!(arrived(&lab), b"hello");
+}
+
+#[test]
+fn an_address_that_is_said_is_judged_like_one_that_is_connected_to() {
+    let policy = NetworkPolicy::public()
+        .rule(Rule::deny("denied.example").unwrap())
+        .rule(Rule::deny("1.1.1.0/24").unwrap());
+    let mut lab = lab(policy);
+    lab.events();
+    for (host, expected) in [
+        (
+            "169.254.169.254",
+            (Reason::NotPublic(Block::Metadata), None),
+        ),
+        ("1.1.1.1", (Reason::Rule, Some("1.1.1.0/24".to_owned()))),
+        (
+            "127.1",
+            (Reason::Malformed, Some("denied.example".to_owned())),
+        ),
+    ] {
+        let (_, arrived) = say(&mut lab, to(SHARED, 80), &http(host));
+        assert!(arrived.is_empty(), "{host}");
+        assert_eq!(denials(&mut lab), [expected], "{host}");
+    }
+}
+
+#[test]
+fn a_name_that_is_denied_for_a_port_is_denied_to_what_says_no_name() {
+    let policy = NetworkPolicy::public().rule(Rule::deny("mail.example:5432").unwrap());
+    let mut lab = lab(policy);
+    let rule = Some("mail.example:5432".to_owned());
+    assert!(passes(&mut lab, to(SHARED, 5432)));
+    // For other ports it resolves.
+    resolve(
+        &mut lab,
+        "mail.example.",
+        vec![record("mail.example.", SHARED)],
+    );
+    lab.events();
+    assert!(!passes(&mut lab, to(SHARED, 5432)));
+    assert_eq!(denials(&mut lab), [(Reason::NoWebProtocol, rule.clone())]);
+    let socket = lab.udp(4001);
+    lab.send_udp(socket, to(SHARED, 5432), b"x");
+    assert!(lab.world.peers.is_empty());
+    assert_eq!(denials(&mut lab), [(Reason::Rule, rule)]);
+    assert!(passes(&mut lab, to(SHARED, 80)));
+    let (_, arrived) = say(&mut lab, to(SHARED, 5432), &http("other.com"));
+    assert_eq!(arrived, http("other.com"));
+}
+
+#[test]
+fn a_rule_for_any_protocol_holds_behind_one_that_denies_a_name() {
+    let rule = Rule::allow("*.git.com").unwrap().with_check(Check::Address);
+    let policy = NetworkPolicy::deny_all()
+        .rule(Rule::deny("evil.git.com").unwrap())
+        .rule(rule);
+    let mut lab = lab(policy);
+    resolve(
+        &mut lab,
+        "www.git.com.",
+        vec![record("www.git.com.", SHARED)],
+    );
+    for (data, passes) in [
+        (b"SSH-2.0-x\r\n".to_vec(), true),
+        (tls(Some("www.git.com")), true),
+        // Other names of the address, as the rule says.
+        (tls(Some("other.com")), true),
+        (http("other.com"), true),
+        (tls(None), true),
+        (tls(Some("evil.git.com")), false),
+        (http("evil.git.com"), false),
+        (http("evil.git.com."), false),
+    ] {
+        let (_, arrived) = say(&mut lab, to(SHARED, 443), &data);
+        assert_eq!(arrived == data, passes, "{:?}", data.escape_ascii());
+    }
+}
+
+#[test]
+fn a_denied_flow_is_told_once() {
+    let mut lab = lab(NetworkPolicy::deny_all());
+    let socket = lab.udp(4001);
+    for _ in 0..5 {
+        lab.send_udp(socket, to(SHARED, 123), b"x");
+        lab.pass(Duration::from_secs(1));
+    }
+    lab.send_udp(socket, to(SHARED, 124), b"x");
+    assert_eq!(lab.events().len(), 2);
+    lab.pass(Duration::from_secs(600));
+    lab.send_udp(socket, to(SHARED, 123), b"x");
+    assert_eq!(lab.events().len(), 1, "another flow");
 }

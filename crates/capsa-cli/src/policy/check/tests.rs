@@ -79,6 +79,66 @@ fn an_address_is_decided_about_once() {
 }
 
 #[test]
+fn the_link_comes_before_the_rules() {
+    let rules = ["'10.0.0.0/8'", "'fd00::/8'", "'fe80::/10'", "'224.0.0.0/4'"];
+    for to in [
+        "10.0.2.15:80",
+        "10.0.2.2:80",
+        "[fd00:ca95:a::5]:80",
+        "[fe80::5]:80",
+        "224.0.0.251:80",
+        "255.255.255.255:80",
+    ] {
+        let verdict = check(&rules, to, Protocol::Udp);
+        let decision = &verdict.stages[0].decision;
+        assert_eq!(
+            (verdict.action, decision.reason),
+            (Action::Deny, Reason::Local),
+            "{to}"
+        );
+        assert!(
+            verdict.to_string().contains("the link is 10.0.2.0/24"),
+            "{to}"
+        );
+    }
+    assert_eq!(
+        check(&rules, "10.0.3.1:80", Protocol::Tcp).action,
+        Action::Allow
+    );
+}
+
+#[test]
+fn a_name_that_is_denied_for_a_port_is_told_where_it_is() {
+    let rules = [
+        "{ deny = 'denied.example:25' }",
+        "'0.0.0.0/0'",
+        "'::/0'",
+        "'denied.example:1'",
+    ];
+    let told = |to: &str, protocol| check(&rules, to, protocol).to_string();
+    let name = told("denied.example:25", Protocol::Tcp);
+    assert!(
+        name.contains("name:    denied by rule `denied.example:25`"),
+        "{name}"
+    );
+    assert!(
+        !name.contains("it ends") && !name.contains("has to be"),
+        "{name}"
+    );
+    let udp = told("denied.example:25", Protocol::Udp);
+    assert!(
+        udp.contains("connect: denied by rule `denied.example:25`"),
+        "{udp}"
+    );
+    let address = told("1.1.1.1:25", Protocol::Tcp);
+    assert!(
+        address.starts_with("allowed") && address.contains("it ends if"),
+        "{address}"
+    );
+    assert!(!told("1.1.1.1:26", Protocol::Tcp).contains("it ends"));
+}
+
+#[test]
 fn what_a_rule_does_not_reach_is_explained() {
     for (rule, to, protocol, note) in [
         (

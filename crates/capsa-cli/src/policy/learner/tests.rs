@@ -269,11 +269,20 @@ fn what_was_denied_is_told_and_not_allowed() {
     ];
     let mut learner = Learner::default();
     events.iter().for_each(|event| learner.see(event));
+    // Let on, and then not understood.
+    learner.see(&tcp(4, "9.9.9.8:80", &[]));
+    learner.see(&Event::Name {
+        from: SocketAddr::new("10.0.2.3".parse().unwrap(), 4),
+        to: "9.9.9.8:80".parse().unwrap(),
+        name: None,
+        decision: decision(Action::Deny, Reason::Malformed),
+    });
     learner.see(&Event::Lost { events: 3 });
     let text = learner.finish().unwrap().to_string();
     for line in [
         "#   TCP 10.0.0.1:80: no public address (a private network)",
         "#   TCP 9.9.9.9:80: the host's own address",
+        "#   TCP 9.9.9.8:80: a rule for a name applies",
         "#   db.corp.example at 10.0.0.1: no public address",
         "# Not all: 3 decisions",
         "rules = []",
