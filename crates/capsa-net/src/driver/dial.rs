@@ -10,6 +10,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::descriptors::Descriptors;
+use super::watch::{Receiver, watch};
 use crate::stack::ConnectFailure;
 
 /// How long a connection may take: about as long as the guest's kernel waits.
@@ -99,14 +100,15 @@ impl Dialer {
     }
 
     /// Does not wait: connecting a UDP socket sends nothing.
-    pub(super) fn udp(&self, to: SocketAddr) -> Result<UdpSocket, ConnectFailure> {
+    pub(super) fn udp(&self, to: SocketAddr) -> Result<Receiver, ConnectFailure> {
         let address = self.place(to).ok_or(ConnectFailure::Unreachable)?;
-        self.connected_udp(address).map_err(|error| failure(&error))
+        let socket = self.connected_udp(address).and_then(watch);
+        socket.map_err(|error| failure(&error))
     }
 
     /// A socket to a resolver, which is the host's choice, and so may be anywhere.
     pub(super) fn resolver_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        self.connected_udp(self.place(address).unwrap_or(address))
+        UdpSocket::from_std(self.connected_udp(self.place(address).unwrap_or(address))?)
     }
 
     /// A connection to a resolver.
@@ -115,7 +117,7 @@ impl Dialer {
         self.descriptors.admit(stream)
     }
 
-    fn connected_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+    fn connected_udp(&self, address: SocketAddr) -> io::Result<StdUdpSocket> {
         let own: SocketAddr = match address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -123,7 +125,7 @@ impl Dialer {
         let socket = self.descriptors.admit(StdUdpSocket::bind(own))?;
         socket.set_nonblocking(true)?;
         socket.connect(address)?;
-        UdpSocket::from_std(socket)
+        Ok(socket)
     }
 }
 

@@ -2,16 +2,17 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram as StdMessages, UnixStream as StdStream};
+use std::os::unix::net::UnixStream as StdStream;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
+use rustix::net::{SendFlags, SocketType, send};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixDatagram, UnixStream};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::UnixStream;
 
+use super::watch::{self, Receiver};
 use crate::stack::Frames;
 
 /// The largest frame: the largest IP packet behind an Ethernet header with a VLAN tag.
@@ -48,6 +49,8 @@ pub enum LinkError {
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
+    /// The same again, made while the host is not short of descriptors.
+    duplicate: OwnedFd,
     stream: bool,
 }
 
@@ -56,7 +59,7 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// It is no socket of a kind that carries frames.
+    /// It is no socket of a kind that carries frames, or the host is short of descriptors.
     pub fn new(socket: OwnedFd) -> Result<Self, LinkError> {
         let stream = match socket_type(&socket).map_err(|_| LinkError::Kind)? {
             SocketType::STREAM => true,
@@ -64,41 +67,48 @@ impl Link {
             _ => return Err(LinkError::Kind),
         };
         rustix::io::ioctl_fionbio(&socket, true).map_err(io::Error::from)?;
-        Ok(Self { socket, stream })
+        Ok(Self {
+            duplicate: socket.try_clone()?,
+            socket,
+            stream,
+        })
     }
 
     /// Needs a runtime.
     pub(super) fn open(self) -> io::Result<Open> {
-        // Either type only reads and writes its descriptor; what is asked of a seqpacket socket is what is
-        // asked of a datagram socket.
-        Ok(if self.stream {
-            Open::Stream {
-                socket: UnixStream::from_std(StdStream::from(self.socket))?,
-                input: vec![0; STREAM_ROOM],
+        let input = match self.stream {
+            true => Input::Stream {
+                bytes: vec![0; STREAM_ROOM],
                 filled: 0,
-            }
-        } else {
-            Open::Messages {
-                socket: UnixDatagram::from_std(StdMessages::from(self.socket))?,
-                input: vec![0; MAX_FRAME],
-            }
+            },
+            false => Input::Messages(vec![0; MAX_FRAME]),
+        };
+        Ok(Open {
+            // Any connected socket will do: the type only writes to it.
+            duplicate: Some(self.duplicate.into()),
+            full: None,
+            socket: watch::watch(self.socket)?,
+            input,
         })
     }
 }
 
 /// A link in use.
 #[derive(Debug)]
-pub(super) enum Open {
-    Stream {
-        socket: UnixStream,
-        /// What has come, `filled` bytes, of which the last frame may be a part.
-        input: Vec<u8>,
-        filled: usize,
-    },
-    Messages {
-        socket: UnixDatagram,
-        input: Vec<u8>,
-    },
+pub(super) struct Open {
+    socket: Receiver,
+    duplicate: Option<StdStream>,
+    /// The duplicate, watched for room, as long as the socket does not take all.
+    full: Option<UnixStream>,
+    input: Input,
+}
+
+#[derive(Debug)]
+enum Input {
+    /// What has come, `filled` bytes, of which the last frame may be a part.
+    Stream { bytes: Vec<u8>, filled: usize },
+    /// Room for one.
+    Messages(Vec<u8>),
 }
 
 /// What came.
@@ -116,34 +126,30 @@ impl Open {
         context: &mut Context<'_>,
         mut frame: impl FnMut(&[u8]),
     ) -> Result<Received, LinkError> {
-        match self {
-            Self::Stream {
-                socket,
-                input,
-                filled,
-            } => {
-                let mut room = ReadBuf::new(&mut input[*filled..]);
-                let read = Pin::new(socket).poll_read(context, &mut room)?;
-                match read.map(|()| room.filled().len()) {
-                    Poll::Pending => Ok(Received::Nothing),
-                    Poll::Ready(0) => Ok(Received::Closed),
-                    Poll::Ready(length) => {
-                        *filled += length;
-                        let rest = cut(&input[..*filled], frame)?;
-                        input.copy_within(*filled - rest..*filled, 0);
-                        *filled = rest;
-                        Ok(Received::Frames)
-                    }
+        match &mut self.input {
+            Input::Stream { bytes, filled } => {
+                let mut room = ReadBuf::new(&mut bytes[*filled..]);
+                let read = Pin::new(&mut self.socket).poll_read(context, &mut room)?;
+                if read.is_pending() {
+                    return Ok(Received::Nothing);
                 }
+                let read = room.filled().len();
+                if read == 0 {
+                    return Ok(Received::Closed);
+                }
+                *filled += read;
+                let rest = cut(&bytes[..*filled], frame)?;
+                bytes.copy_within(*filled - rest..*filled, 0);
+                *filled = rest;
+                Ok(Received::Frames)
             }
-            Self::Messages { socket, input } => {
+            Input::Messages(room) => {
                 for taken in 0..MESSAGES {
-                    let ready = |context: &mut Context<'_>| socket.poll_recv_ready(context);
-                    match attempt(context, ready, || socket.try_recv(input)) {
+                    match watch::receive(&self.socket, context, room) {
                         Poll::Pending if taken == 0 => return Ok(Received::Nothing),
                         Poll::Pending => break,
                         Poll::Ready(Ok(0)) => return Ok(Received::Closed),
-                        Poll::Ready(length) => frame(&input[..length?]),
+                        Poll::Ready(length) => frame(&room[..length?]),
                     }
                 }
                 Ok(Received::Frames)
@@ -158,44 +164,50 @@ impl Open {
         frames: &mut Frames,
     ) -> Result<bool, LinkError> {
         let mut sent = false;
-        match self {
-            Self::Stream { socket, .. } => {
-                while !frames.is_empty() {
-                    match Pin::new(&mut *socket).poll_write(context, frames.as_stream())? {
-                        Poll::Pending => break,
-                        Poll::Ready(length) => frames.advance(length),
-                    }
-                    sent = true;
-                }
+        while !frames.is_empty() {
+            let bytes = match &self.input {
+                Input::Stream { .. } => frames.as_stream(),
+                Input::Messages(_) => frames.first().unwrap_or_default(),
+            };
+            let Poll::Ready(result) = self.send_bytes(context, bytes)? else {
+                return Ok(sent);
+            };
+            match (&self.input, result) {
+                (Input::Stream { .. }, result) => frames.advance(result?),
+                // If it fails, it is longer than the socket's buffer, or the host is short of memory, and it is
+                // lost, as on a cable. That the guest is gone, receiving tells.
+                (Input::Messages(_), _) => frames.pop(),
             }
-            Self::Messages { socket, .. } => {
-                while let Some(frame) = frames.first() {
-                    let ready = |context: &mut Context<'_>| socket.poll_send_ready(context);
-                    // If it fails, it is longer than the socket's buffer, or the host is short of memory, and
-                    // it is lost, as on a cable. That the guest is gone, receiving tells.
-                    if attempt(context, ready, || socket.try_send(frame)).is_pending() {
-                        break;
-                    }
-                    frames.pop();
-                    sent = true;
-                }
-            }
+            sent = true;
+        }
+        if let Some(full) = self.full.take() {
+            self.duplicate = Some(full.into_std()?);
         }
         Ok(sent)
     }
-}
 
-/// Tries until it does not have to wait, or has arranged to be woken.
-fn attempt(
-    context: &mut Context<'_>,
-    poll_ready: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
-    mut act: impl FnMut() -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(poll_ready(context))?;
-        match act() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return Poll::Ready(result),
+    /// Sends bytes or a message, or arranges to be woken when there is room.
+    fn send_bytes(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> io::Result<Poll<io::Result<usize>>> {
+        loop {
+            let sent = match &self.full {
+                None => {
+                    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                    send(&self.socket, bytes, flags).map_err(io::Error::from)
+                }
+                Some(full) if full.poll_write_ready(context)?.is_ready() => full.try_write(bytes),
+                Some(_) => return Ok(Poll::Pending),
+            };
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Ok(Poll::Ready(sent)),
+            }
+            if let Some(duplicate) = self.duplicate.take() {
+                self.full = Some(UnixStream::from_std(duplicate)?);
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod routes;
 mod sockets;
 mod task;
 mod wake;
+mod watch;
 
 use std::future::poll_fn;
 use std::io;

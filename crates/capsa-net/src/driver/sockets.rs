@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::task::Driver;
 use super::wake::Source;
+use super::watch::{Receiver, receive};
 use crate::stack::{ConnectFailure, FlowId, Given, PeerId, Stack, Taken};
 
 /// How many times in a row one socket is read or written before it is another's turn.
@@ -28,7 +29,7 @@ pub(super) struct Connection {
 }
 
 pub(super) struct Peer {
-    pub(super) socket: UdpSocket,
+    pub(super) socket: Receiver,
     pub(super) waker: Waker,
 }
 
@@ -109,19 +110,17 @@ impl Driver {
             let Some(peer) = self.peers.get(&id) else {
                 return;
             };
-            match peer.socket.try_recv(&mut self.datagram) {
-                Ok(length) => self.stack.receive_udp(id, &self.datagram[..length], now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let mut context = Context::from_waker(&peer.waker);
-                    if peer.socket.poll_recv_ready(&mut context).is_pending() {
-                        return;
-                    }
+            let mut context = Context::from_waker(&peer.waker);
+            match receive(&peer.socket, &mut context, &mut self.datagram) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(length)) => {
+                    self.stack.receive_udp(id, &self.datagram[..length], now);
                 }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.stack.udp_failed(id, ConnectFailure::Refused);
                     return;
                 }
-                Err(_) => {
+                Poll::Ready(Err(_)) => {
                     self.stack.udp_failed(id, ConnectFailure::Unreachable);
                     return;
                 }

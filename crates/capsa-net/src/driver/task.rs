@@ -242,8 +242,7 @@ impl Driver {
                 },
                 Wish::SendUdp { peer, datagram } => {
                     if let Some(Peer { socket, .. }) = self.peers.get(&peer) {
-                        // Past the runtime, which does not know yet that a new socket can be written. A full
-                        // one drops it, as the network would; what else is wrong, receiving tells.
+                        // A full one drops it, as the network would; what else is wrong, receiving tells.
                         let _ = rustix::net::send(socket, &datagram, SendFlags::DONTWAIT);
                     }
                 }
