@@ -69,15 +69,18 @@ pub struct HostService {
 /// The usual name of host services.
 pub const HOST_NAME: &str = "host.capsa.internal";
 
+/// How many resolvers are asked for a name, one after the other, as the C library does (resolv.conf(5)).
+pub const MOST_RESOLVERS: usize = 3;
+
 /// Who resolves the names that the guest asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resolvers {
-    /// Those of the host's /etc/resolv.conf, read at each question, so that a VPN that comes or goes takes
-    /// effect.
+    /// The first [`MOST_RESOLVERS`] of the host's /etc/resolv.conf, read at each question, so that a VPN that
+    /// comes or goes takes effect.
     #[default]
     Host,
-    /// These.
+    /// These, up to [`MOST_RESOLVERS`].
     Servers(Vec<SocketAddr>),
 }
 
@@ -181,6 +184,9 @@ pub enum ConfigProblem {
     /// Nobody could resolve a name.
     #[error("a list of resolvers without any")]
     NoResolver,
+    /// More than are asked, [`MOST_RESOLVERS`].
+    #[error("{0} resolvers; {MOST_RESOLVERS} are asked at most")]
+    Resolvers(usize),
     /// The policy's.
     #[error(transparent)]
     Policy(#[from] PolicyProblem),
@@ -275,8 +281,12 @@ impl UserNetwork {
         if limits.tcp_buffers < LEAST_TCP_BUFFERS {
             problems.push(ConfigProblem::Buffers(limits.tcp_buffers));
         }
-        if matches!(&self.resolvers, Resolvers::Servers(servers) if servers.is_empty()) {
-            problems.push(ConfigProblem::NoResolver);
+        if let Resolvers::Servers(servers) = &self.resolvers {
+            match servers.len() {
+                0 => problems.push(ConfigProblem::NoResolver),
+                1..=MOST_RESOLVERS => {}
+                more => problems.push(ConfigProblem::Resolvers(more)),
+            }
         }
         problems.extend(self.policy.problems().into_iter().map(ConfigProblem::from));
         problems
@@ -392,5 +402,12 @@ mod tests {
                 ConfigProblem::NoResolver,
             ]
         );
+        let resolver = "10.0.0.53:53".parse().unwrap();
+        let many = |count| UserNetwork {
+            resolvers: Resolvers::Servers(vec![resolver; count]),
+            ..UserNetwork::default()
+        };
+        assert_eq!(many(3).problems(), []);
+        assert_eq!(many(4).problems(), [ConfigProblem::Resolvers(4)]);
     }
 }

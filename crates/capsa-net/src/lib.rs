@@ -56,7 +56,8 @@ pub use cluster::{
     Cluster, ClusterError, ClusterMember, ClusterProblem, MAX_MEMBERS, Member, NetworkCluster,
 };
 pub use config::{
-    ConfigProblem, HOST_NAME, HostService, Limits, PortForward, Resolvers, UserNetwork,
+    ConfigProblem, HOST_NAME, HostService, Limits, MOST_RESOLVERS, PortForward, Resolvers,
+    UserNetwork,
 };
 #[cfg(feature = "driver")]
 pub use dns::Lookup;

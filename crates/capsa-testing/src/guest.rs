@@ -15,11 +15,12 @@ pub const LIMIT: Duration = Duration::from_secs(180);
 /// KVM is emulated, to save guests what costs the most there.
 const CMDLINE_VARIABLE: &str = "CAPSA_TEST_CMDLINE";
 
-/// A variable with the number by which [`output`] divides, for the same reason: each byte takes up
-/// to a millisecond there.
+/// A variable with the number by which [`output`] divides, for the same reason: each byte of a console
+/// takes up to a millisecond there.
 const OUTPUT_DIVISOR_VARIABLE: &str = "CAPSA_TEST_OUTPUT_DIVISOR";
 
-/// How much a guest prints of what should be `amount`: that, where a console is not too slow.
+/// How much there is of what should be `amount`, of output or of other work: that, where a guest is not too
+/// slow.
 #[must_use]
 pub fn output(amount: usize) -> usize {
     let divisor = std::env::var(OUTPUT_DIVISOR_VARIABLE).ok();

@@ -45,6 +45,10 @@ pub fn kernel_image() -> Vec<u8> {
 /// A sandbox on a fake VM, whose agent is whatever is at the other end of `agent`: a program of the
 /// test's own that speaks the agent's protocol, well or badly. It is to expect this token.
 ///
+/// # Cancel safety
+///
+/// Dropping the future ends the VM.
+///
 /// # Errors
 ///
 /// As [`SandboxBuilder::start`](crate::SandboxBuilder::start). An agent that does not answer is waited

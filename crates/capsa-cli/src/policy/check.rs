@@ -92,14 +92,22 @@ impl Verdict {
             address: SocketAddr::new(address, to.port),
         };
         match &to.host {
-            Host::Address(address) => verdict.pass(filter, None, at(*address)),
+            Host::Address(address) => {
+                let to = at(*address);
+                verdict.pass(filter, None, to);
+                let last = verdict.stages.last();
+                let note = last.and_then(|last| about_address(policy, filter, to, &last.decision));
+                verdict.notes.extend(note);
+            }
             Host::Name(name) => {
                 let samples = Samples::new(policy, filter);
                 verdict.pass(filter, Some(name), at(samples.unnamed));
                 verdict.look_elsewhere(filter, name, &samples, at);
+                let last = verdict.stages.last();
+                let notes = last.map(|last| about_name(policy, name, last, protocol, to.port));
+                verdict.notes.extend(notes.unwrap_or_default());
             }
         }
-        verdict.explain(policy, to);
         verdict
     }
 
@@ -166,21 +174,6 @@ impl Verdict {
             }
         }
     }
-
-    /// What people are surprised by.
-    fn explain(&mut self, policy: &NetworkPolicy, to: &DestinationArg) {
-        let Some(last) = self.stages.last() else {
-            return;
-        };
-        let notes = match &to.host {
-            Host::Address(address) => {
-                let note = about_address(policy, *address, &last.decision);
-                note.into_iter().collect()
-            }
-            Host::Name(name) => about_name(policy, name, last, self.protocol, to.port),
-        };
-        self.notes.extend(notes);
-    }
 }
 
 /// What the network decides about a connection: the link comes before the rules.
@@ -199,7 +192,13 @@ fn by_default(decision: &Decision) -> bool {
     decision.reason == Reason::Default && !decision.allows()
 }
 
-fn about_address(policy: &NetworkPolicy, address: IpAddr, decision: &Decision) -> Option<String> {
+/// What people are surprised by.
+fn about_address(
+    policy: &NetworkPolicy,
+    filter: &Filter,
+    to: Destination,
+    decision: &Decision,
+) -> Option<String> {
     if by_default(decision) && has_names(policy) {
         let note = "rules for names open no address that was not resolved from one of them";
         return Some(note.to_owned());
@@ -215,12 +214,14 @@ fn about_address(policy: &NetworkPolicy, address: IpAddr, decision: &Decision) -
              addresses and those of groups; the host's services are there under their names"
         ));
     }
-    let may_be_host = decision.allows() && !means(policy, address);
+    let may_be_host = decision.allows() && !filter.means_exactly(to);
     may_be_host.then(|| {
+        let address = to.address.ip();
         format!("if {address} is one of the host's own it is denied: a rule for it alone opens it")
     })
 }
 
+/// What people are surprised by.
 fn about_name(
     policy: &NetworkPolicy,
     name: &DomainName,
@@ -264,13 +265,6 @@ fn about_name(
 fn has_names(policy: &NetworkPolicy) -> bool {
     let mut rules = policy.rules.iter();
     rules.any(|rule| matches!(rule.target, Target::Domain(_)))
-}
-
-/// Whether a rule allows this address and no other.
-fn means(policy: &NetworkPolicy, address: IpAddr) -> bool {
-    let alone = Target::Network(address.into());
-    let mut rules = policy.rules.iter();
-    rules.any(|rule| rule.action == Action::Allow && rule.target == alone)
 }
 
 /// Why a rule that allows the name does not allow the connection.

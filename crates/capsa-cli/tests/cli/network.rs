@@ -239,9 +239,10 @@ fn boot(program: &Program) {
     );
 }
 
-/// The program, with what it says on standard error.
+/// The program, with what it says on standard error. What it prints is read meanwhile.
 struct Running {
     child: Child,
+    output: thread::JoinHandle<String>,
     told: Vec<String>,
     errors: Lines<BufReader<ChildStderr>>,
 }
@@ -257,9 +258,16 @@ impl Running {
             .unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(input).unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let output = thread::spawn(move || {
+            let mut output = String::new();
+            stdout.read_to_string(&mut output).unwrap();
+            output
+        });
         let errors = BufReader::new(child.stderr.take().unwrap()).lines();
         Self {
             child,
+            output,
             told: Vec::new(),
             errors,
         }
@@ -287,8 +295,9 @@ impl Running {
     fn knock(&mut self, at: SocketAddr) -> String {
         let mut knocked = String::new();
         while knocked.is_empty() && self.child.try_wait().unwrap().is_none() {
+            // Not so often that it takes the guest's processor.
+            thread::sleep(Duration::from_millis(20));
             if let Ok(mut stream) = TcpStream::connect(at) {
-                let _ = stream.shutdown(std::net::Shutdown::Write);
                 let _ = stream.read_to_string(&mut knocked);
             }
         }
@@ -298,9 +307,7 @@ impl Running {
     /// What it has printed, when it has ended well.
     fn end(mut self) -> String {
         self.told.extend(self.errors.map(Result::unwrap));
-        let mut output = String::new();
-        let mut stdout = self.child.stdout.take().unwrap();
-        stdout.read_to_string(&mut output).unwrap();
+        let output = self.output.join().unwrap();
         assert!(
             self.child.wait().unwrap().success(),
             "{output}{:?}",

@@ -10,15 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::dial::Dialer;
-use crate::config::Resolvers;
+use crate::config::{MOST_RESOLVERS, Resolvers};
 use crate::dns::{self, Lookup, Reply};
 
 /// How long one resolver has to answer, and how often all are asked, as the C library does (resolv.conf(5)).
 const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 2;
-
-/// How many resolvers are asked.
-const SERVERS: usize = 3;
 
 /// The largest answer over UDP. More than is asked for: some do not keep to it.
 const MAX_UDP: usize = 4096;
@@ -36,7 +33,7 @@ pub(super) async fn resolve(
         }
     };
     for _ in 0..ATTEMPTS {
-        for &server in servers.iter().take(SERVERS) {
+        for &server in servers.iter().take(MOST_RESOLVERS) {
             if let Ok(Ok(answer)) = timeout(PATIENCE, ask(server, dialer, lookup)).await {
                 return Some(answer);
             }

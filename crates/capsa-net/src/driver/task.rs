@@ -24,6 +24,7 @@ use super::{Listener, Network, lookup};
 use crate::cluster::{Delivered, Port};
 use crate::config::Resolvers;
 use crate::event::Event;
+use crate::policy::translated;
 use crate::stack::{ConnectFailure, FlowId, PeerId, QuestionId, Stack, Target, Wish};
 
 /// How many rounds before the runtime gets a turn.
@@ -273,9 +274,15 @@ impl Driver {
         some
     }
 
-    /// Whether an address is, or may be, one of the host's own, and not meant as such.
+    /// Whether an address is, or may be, one of the host's own, and not meant as such; one that a translator
+    /// on the way makes of it, too.
     fn is_forbidden(&mut self, to: Target) -> bool {
-        !to.may_be_host && !self.routes.is_elsewhere(to.address.ip())
+        if to.may_be_host {
+            return false;
+        }
+        let address = to.address.ip();
+        !self.routes.is_elsewhere(address)
+            || translated(address).is_some_and(|inner| !self.routes.is_elsewhere(inner))
     }
 
     /// Hands out events as long as they are taken.

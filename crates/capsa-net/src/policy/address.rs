@@ -176,7 +176,7 @@ pub(super) fn special(address: IpAddr) -> Option<Special> {
 }
 
 /// The address that rules for networks are compared with: what a translator on the way makes of it.
-pub(super) fn translated(address: IpAddr) -> Option<IpAddr> {
+pub(crate) fn translated(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V6(address) if NAT64.contains(&address) => Some(embedded(address).into()),
         _ => None,

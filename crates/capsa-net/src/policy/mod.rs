@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use address::Block;
+pub(crate) use address::translated;
 pub use domain::{DomainName, DomainPattern, NameError};
 pub use rule::{
     Action, Check, MAX_ID, MAX_RULES, NetworkPolicy, Ports, Protocol, Rule, RuleError, Target,
@@ -423,7 +424,7 @@ fn applies_to_address(rule: &Rule, address: IpAddr, meant: Option<IpNet>) -> boo
         return false;
     };
     let holds = network.contains(&address)
-        || address::translated(address).is_some_and(|inner| network.contains(&inner));
+        || translated(address).is_some_and(|inner| network.contains(&inner));
     // A network of IPv4 cannot mean an address of IPv6: no rule opens a private one through a translator
     // by accident.
     holds && meant.is_none_or(|meant| meant.contains(network))

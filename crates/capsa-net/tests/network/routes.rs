@@ -44,14 +44,21 @@ fn inside() {
         ip route add local 93.184.216.0/24 dev lo
         ip -6 route add local 2606:2800:220:1::/64 dev lo
         ip route add local 198.41.0.0/24 dev lo table 7
-        ip rule add to 198.41.0.0/24 lookup 7";
+        ip rule add to 198.41.0.0/24 lookup 7
+        ip -6 route add unicast 64:ff9b::/96 dev lo";
     let laid = Command::new("sh").args(["-ec", routes]).status().unwrap();
     assert!(laid.success());
     let server = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
     let port = server.local_addr().unwrap().port();
     let (mut guest, link) = Guest::new(Kind::Stream, 1500);
     let mut network = run_with(UserNetwork::default(), link, Dialer::default());
-    for address in ["93.184.216.34", "2606:2800:220:1::1", "198.41.0.4"] {
+    for address in [
+        "93.184.216.34",
+        "2606:2800:220:1::1",
+        "198.41.0.4",
+        // What a translator would take to the first.
+        "64:ff9b::93.184.216.34",
+    ] {
         let to = (address.parse::<std::net::IpAddr>().unwrap(), port).into();
         let connection = guest.connect(to);
         let reason = guest.until("a denial", |guest| {

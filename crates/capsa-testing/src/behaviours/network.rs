@@ -34,6 +34,7 @@ pub async fn a_sandbox_reaches_what_its_policy_allows(backend: BackendChoice) {
     let network = UserNetwork {
         policy: NetworkPolicy::deny_all().rule(Rule::allow("good.example:80").expect("a rule")),
         resolvers: Resolvers::Servers(vec![resolver]),
+        mtu: 9000,
         ..UserNetwork::default()
     };
     let prepared = builder(backend).network(network).hostname("box").build();
@@ -63,7 +64,7 @@ pub async fn a_sandbox_reaches_what_its_policy_allows(backend: BackendChoice) {
     )
     .await;
     assert_eq!(
-        said.stdout, b"box\n10.0.2.3 box\nfd00:ca95:a::3 box\n1500\n",
+        said.stdout, b"box\n10.0.2.3 box\nfd00:ca95:a::3 box\n9000\n",
         "{said:?}"
     );
 
@@ -180,18 +181,21 @@ pub async fn bytes_pass_whole_both_ways(backend: BackendChoice) {
         ..UserNetwork::default()
     };
     let host = format!("{}:{GUEST_PORT}", network.host());
+    let host6 = network.host6().expect("it has IPv6");
+    let host6 = format!("[{host6}]:{GUEST_PORT}");
     let (_file, kit) = kit_with_peer();
     let sandbox = builder(backend).kit(kit).network(network).start().await;
     let sandbox = sandbox.expect("the sandbox starts");
 
-    for (flows, length, order) in [
-        (1, output(LONG), "client-first"),
-        (1, output(LONG / 10), "server-first"),
-        (FLOWS, output(64 << 10), "client-first"),
+    for (to, flows, length, order) in [
+        (&host, 1, output(LONG), "client-first"),
+        (&host, 1, output(LONG / 10), "server-first"),
+        (&host, FLOWS, output(64 << 10), "client-first"),
+        (&host6, 4, output(1 << 20), "client-first"),
     ] {
         ok(
             &sandbox,
-            &format!("/net-peer exchange {host} {flows} {length} {order}"),
+            &format!("/net-peer exchange {to} {flows} {length} {order}"),
         )
         .await;
     }
@@ -274,13 +278,19 @@ pub async fn nat_reaches_public_addresses_only(backend: BackendChoice) {
         assert_ne!(guest.run(&fetch(address)).await.0, 0, "{address}");
     }
     // The host: by its gateway's address, and by the one for services.
-    for address in ["10.0.2.1", "10.0.2.2"] {
+    let link = ["10.0.2.1", "10.0.2.2"];
+    for address in link {
         let host = format!("{address}:{}", server.port());
         assert_ne!(guest.run(&fetch(&host)).await.0, 0, "{host}");
     }
     let (_, refused) = decisions(&mut events);
+    let local: Vec<_> = refused
+        .iter()
+        .map(|(_, reason)| *reason == Reason::Local)
+        .collect();
+    assert_eq!(local, [false, false, false, true, true], "{refused:?}");
     let refused: Vec<_> = refused.iter().map(|(to, _)| to.ip().to_string()).collect();
-    assert_eq!(refused, denied);
+    assert_eq!(refused, [&denied[..], &link[..]].concat());
 
     let rebind = "cd /sys/bus/virtio/drivers/virtio_net; d=$(echo virtio*); \
         echo $d > unbind; echo $d > bind; cd; udhcpc -q -s /etc/udhcpc -i eth0 2> /dev/null";

@@ -36,6 +36,8 @@ pub(super) async fn shell(sandbox: &Sandbox, script: &str) -> ExecOutput {
 /// why one cannot be run.
 pub async fn a_program_has_its_output_and_its_status(backend: BackendChoice) {
     let sandbox = start(backend).await;
+    let events = sandbox.vm().take_network_events();
+    assert!(events.is_none(), "no network that nobody asked for");
     let said = shell(&sandbox, "echo hi; echo no >&2; exit 7").await;
     assert_eq!(said.status, ExecStatus::Exited(7));
     assert_eq!(
@@ -103,7 +105,10 @@ pub async fn streams_pass_as_they_come(backend: BackendChoice) {
     let mut process = sandbox.exec(["cat"]).spawn().await.expect("cat runs");
     let mut stdin = process.stdin.take().expect("its input");
     let mut stdout = process.stdout.take().expect("its output");
-    let sent: Vec<u8> = (0..=250).cycle().take(output(64 << 20)).collect();
+    let sent: Vec<u8> = (0..=250)
+        .cycle()
+        .take(output(64 << 20).max(8 << 20))
+        .collect();
     let mut received = Vec::new();
     let send = async {
         stdin.write_all(&sent).await.expect("taken");

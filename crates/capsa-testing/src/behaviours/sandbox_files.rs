@@ -83,6 +83,7 @@ pub async fn files_are_read_written_and_listed(backend: BackendChoice) {
 
     let info = done(sandbox.info()).await;
     assert!(info.cpus == 1 && info.hostname == "sandbox" && info.memory_total > 0);
+    said(&sandbox, "ping -c 1 127.0.0.1").await;
     said(&sandbox, "date -s '2001-01-01 00:00:00'").await;
     done(sandbox.set_clock()).await;
     let clock = done(sandbox.info()).await.clock.expect("a time");

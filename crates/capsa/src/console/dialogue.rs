@@ -87,7 +87,9 @@ impl VmConsole {
     /// exit status (`echo $?` is a command like any other). Without line editing, a terminal takes
     /// 4095 bytes in a line.
     ///
-    /// Cancelling it loses no output, but the command has been typed, and runs on.
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no output, but the command has been typed, and runs on.
     ///
     /// # Errors
     ///
@@ -122,6 +124,10 @@ impl VmConsole {
 
     /// [`run_command`](Self::run_command) with a time limit. The command is not interrupted when it
     /// is over; [`send_interrupt`](Self::send_interrupt) does that.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`run_command`](Self::run_command).
     ///
     /// # Errors
     ///

@@ -11,6 +11,7 @@ use capsa_core::disk::DiskImage;
 use capsa_core::error::{Error, Result};
 use capsa_core::kit::KitFailure;
 use capsa_core::network::NetworkMode;
+use capsa_core::problem::ConfigProblem;
 use capsa_core::resources::{ConsoleMode, Isolation, ResourceLimits};
 use capsa_core::root::SandboxRoot;
 use capsa_core::share::{MountMode, ShareMechanism, SharedDir};
@@ -26,6 +27,9 @@ use crate::vm::RetryPolicy;
 /// How long a guest may take until its agent answers: it takes seconds under emulation, and much less
 /// without.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Bytes of the longest host name that Linux takes (`HOST_NAME_MAX`, sethostname(2)).
+const LONGEST_HOSTNAME: usize = 64;
 
 /// Builds a [`Sandbox`]; made by [`Capsa::sandbox`](crate::Capsa::sandbox).
 ///
@@ -258,7 +262,7 @@ impl SandboxBuilder {
         self.with(|options| options.cmdline_args(args))
     }
 
-    /// The guest's host name; `sandbox` by default.
+    /// The guest's host name, up to 64 bytes without white space; `sandbox` by default.
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = hostname.into();
         self
@@ -297,6 +301,15 @@ impl SandboxBuilder {
             mut surroundings,
             main,
         } = self;
+        let is_sound = |byte: u8| byte.is_ascii_graphic();
+        if hostname.is_empty()
+            || hostname.len() > LONGEST_HOSTNAME
+            || !hostname.bytes().all(is_sound)
+        {
+            let message = format!("{hostname:?} is no host name of up to {LONGEST_HOSTNAME} bytes");
+            let problem = ConfigProblem::value("hostname", message);
+            return Err(Error::from_problems(vec![problem]));
+        }
         let changes = root.changes;
         let looked = tokio::task::spawn_blocking(move || {
             let kit = match kit {
@@ -336,5 +349,22 @@ impl SandboxBuilder {
     /// As both.
     pub async fn start(self) -> Result<Sandbox> {
         self.build().await?.start().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_name_that_no_guest_takes_is_refused() {
+        for name in ["", "a b", "a\nb", &"a".repeat(65)] {
+            let built = crate::Capsa::sandbox().hostname(name).build().await;
+            let error = built.map(drop).unwrap_err();
+            let Error::InvalidConfig { problems } = &error else {
+                panic!("{name:?}: {error}")
+            };
+            assert_eq!(problems[0].field, "hostname");
+        }
     }
 }

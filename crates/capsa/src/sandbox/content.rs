@@ -109,6 +109,10 @@ impl FileWriter {
 
     /// Sends what is left, and waits until the guest has written everything.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the file keeps what has arrived.
+    ///
     /// # Errors
     ///
     /// [`Error::Agent`]: [`AgentFailure::Refused`] when the file could not be opened or written,

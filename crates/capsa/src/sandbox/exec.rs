@@ -244,6 +244,10 @@ impl Exec {
 
     /// [`output`](Self::output), of which at most `limit` bytes of each stream are collected.
     ///
+    /// # Cancel safety
+    ///
+    /// As [`output`](Self::output).
+    ///
     /// # Errors
     ///
     /// As [`output`](Self::output).

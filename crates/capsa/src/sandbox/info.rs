@@ -78,6 +78,10 @@ impl Sandbox {
     /// Sets the guest's clock to the host's. A guest gets the time when it starts; after the host has
     /// slept, or the VM was paused, its clock is late, and TLS for one fails.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the clock has been set or not.
+    ///
     /// # Errors
     ///
     /// As [`info`](Self::info).

@@ -278,6 +278,10 @@ impl Process {
     /// Sends a signal, by Linux's number, to the program's process group. Without effect when it has
     /// ended.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the guest has been told or not; a second call sends a second signal.
+    ///
     /// # Errors
     ///
     /// As [`wait`](Self::wait).
@@ -288,6 +292,10 @@ impl Process {
     /// Changes the size of the program's terminal, which tells it by `SIGWINCH`. Without effect when
     /// it has none or has ended.
     ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the guest has been told or not; call it again to be sure.
+    ///
     /// # Errors
     ///
     /// As [`wait`](Self::wait).
@@ -296,6 +304,10 @@ impl Process {
     }
 
     /// Kills the program and everything that it has started; after its end, what it left behind.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the guest has been told or not; call it again to be sure.
     ///
     /// # Errors
     ///

@@ -306,6 +306,10 @@ impl VmHandle {
 
     /// [`stop`](Self::stop) with another grace period.
     ///
+    /// # Cancel safety
+    ///
+    /// The VM goes on stopping when the future is dropped.
+    ///
     /// # Errors
     ///
     /// As [`stop`](Self::stop).
@@ -442,6 +446,10 @@ impl VmHandle {
     /// A console that starts at the oldest output that is kept. Works in every state, and keeps
     /// the output of a VM that has ended.
     ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it does not wait.
+    ///
     /// # Errors
     ///
     /// [`Error::ConsoleNotEnabled`] unless the VM was built with [`ConsoleMode::Enabled`].
@@ -472,6 +480,10 @@ impl VmHandle {
     }
 
     /// Takes the guest's connections to a vsock port of the host (CID 2) from now on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it does not wait.
     ///
     /// # Errors
     ///

@@ -76,6 +76,8 @@ fn an_address_is_decided_about_once() {
     }
     let own = tcp(&["'1.1.1.1'"], "1.1.1.1:443");
     assert!(!own.contains("host's own"), "{own}");
+    let other_port = tcp(&["'1.1.1.1:22'", "'1.0.0.0/8'"], "1.1.1.1:443");
+    assert!(other_port.contains("host's own"), "{other_port}");
 }
 
 #[test]
