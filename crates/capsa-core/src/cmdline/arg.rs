@@ -283,8 +283,10 @@ pub(super) fn split(line: &str) -> Result<Vec<CmdlineArg>, CmdlineError> {
 /// The argument that the kernel reads from a word with its quotes.
 fn unquote(word: &str) -> CmdlineArg {
     let word = without_quotes(word);
-    match word.split_once('=') {
-        Some((key, value)) => CmdlineArg::kv(key, without_quotes(value)),
+    // One at the beginning is a part of the name.
+    let equals = word.match_indices('=').map(|(at, _)| at).find(|at| *at > 0);
+    match equals {
+        Some(at) => CmdlineArg::kv(&word[..at], without_quotes(&word[at + 1..])),
         None => CmdlineArg::flag(word),
     }
 }

@@ -226,6 +226,19 @@ fn what_the_kernel_would_misread_is_refused_with_its_reason() {
     assert!(KernelCmdline::parse_line("a=\"b c").is_err());
 }
 
+/// To the kernel one at the beginning is a part of the name, and quotes behind it are not taken off.
+#[test]
+fn an_equals_sign_at_the_beginning_begins_no_value() {
+    for (text, word) in [("-- =", "="), ("-- =a", "=a"), ("-- =a=b", "=a=b")] {
+        let line = parsed(text);
+        assert_eq!(kernel_reads(text).init, [word.as_bytes()]);
+        assert_eq!(kernel_reads(&built(&line)).init, [word.as_bytes()]);
+    }
+    for text in ["-- =\"\"", "=\"a b\"", "=a", "=a=b"] {
+        assert_ne!(parsed(text).problems(), []);
+    }
+}
+
 #[test]
 fn every_problem_is_told() {
     let line = KernelCmdline::new().args(["=x", "a b", "c=\"d\""]);

@@ -223,7 +223,9 @@ alone! {
         machine.ask(&FromAgent::Shutdown { grace: MAX_GRACE });
         // Who asks again gets less, and not more.
         machine.ask(&FromAgent::Shutdown { grace: Duration::ZERO });
-        machine.ask(&FromAgent::Shutdown { grace: MAX_GRACE });
+        // Nobody may be there to hear it any more.
+        let longer = FromAgent::Shutdown { grace: MAX_GRACE };
+        let _ = supervision::send(machine.socket.as_ref().unwrap(), &longer, &[]);
         machine.powers_off();
     }
 
