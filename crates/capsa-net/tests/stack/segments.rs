@@ -66,6 +66,36 @@ fn bytes_that_come_with_the_end_are_not_lost() {
 }
 
 #[test]
+fn an_acknowledgement_goes_with_an_answer_that_comes_at_once() {
+    let mut lab = lab();
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(1));
+    let frames = Rc::new(RefCell::new(0));
+    let counted = Rc::clone(&frames);
+    lab.to_guest = Box::new(move |frame| {
+        *counted.borrow_mut() += 1;
+        vec![frame]
+    });
+    lab.tcp(connection).send_slice(b"question").unwrap();
+    let mut asked = false;
+    let answered = lab.until(Duration::from_secs(1), |lab| {
+        let stream = lab.world.streams.values_mut().next().unwrap();
+        if !asked && stream.received == b"question" {
+            asked = true;
+            stream.to_send.extend(b"answer");
+        }
+        lab.tcp(connection).can_recv().then_some(())
+    });
+    assert!(answered.is_some());
+    assert_eq!(*frames.borrow(), 1);
+    // Without an answer it does not wait for long.
+    lab.tcp(connection).send_slice(b"question").unwrap();
+    lab.pass(Duration::from_millis(2));
+    assert_eq!(*frames.borrow(), 2);
+    assert_eq!(lab.tcp(connection).send_queue(), 0);
+}
+
+#[test]
 fn frames_of_both_directions_pass_at_the_same_time() {
     const COUNT: usize = 50;
     let to: SocketAddr = "8.8.8.8:1000".parse().unwrap();
