@@ -82,10 +82,7 @@ impl Dialer {
             let Some(address) = self.place(to) else {
                 return std::future::pending().await;
             };
-            let socket = self.descriptors.admit(match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4(),
-                SocketAddr::V6(_) => TcpSocket::new_v6(),
-            })?;
+            let socket = self.tcp_socket(address)?;
             // The guest has cut the stream into segments by its own algorithm. It does not see when the other
             // side has gone without a word, so the host has to.
             socket.set_nodelay(true)?;
@@ -113,8 +110,16 @@ impl Dialer {
 
     /// A connection to a resolver.
     pub(super) async fn resolver_tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(self.place(address).unwrap_or(address)).await;
-        self.descriptors.admit(stream)
+        let address = self.place(address).unwrap_or(address);
+        self.tcp_socket(address)?.connect(address).await
+    }
+
+    /// A socket that can be connected to `address`. One without a descriptor connects to nobody.
+    fn tcp_socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
+        self.descriptors.admit(match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        })
     }
 
     fn connected_udp(&self, address: SocketAddr) -> io::Result<StdUdpSocket> {
@@ -135,5 +140,41 @@ fn failure(error: &io::Error) -> ConnectFailure {
             ConnectFailure::Refused
         }
         _ => ConnectFailure::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_resolver_is_not_connected_to_with_the_programs_descriptors() {
+        let limit = Rlimit {
+            current: Some(100),
+            ..getrlimit(Resource::Nofile)
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (dialer, address) = (Dialer::default(), listener.local_addr().unwrap());
+        dialer.resolver_tcp(address).await.unwrap();
+        listener.accept().unwrap();
+        let mut own = Vec::new();
+        while own.last().is_none_or(|file: &File| file.as_raw_fd() < 75) {
+            own.push(File::open("/dev/null").unwrap());
+        }
+        dialer.resolver_tcp(address).await.unwrap_err();
+        let error = listener.accept().unwrap_err();
+        assert_eq!(
+            error.kind(),
+            io::ErrorKind::WouldBlock,
+            "it was connected to"
+        );
     }
 }
