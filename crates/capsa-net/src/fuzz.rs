@@ -100,7 +100,7 @@ fn grant(stack: &mut Stack, choice: u8, now: Instant) {
     }
     while let Some(flow) = stack.next_touched(now) {
         let take = |bytes: &[u8]| Ok::<_, Infallible>(bytes.len());
-        while matches!(stack.take(flow, take), Ok(Taken::Bytes(_))) {}
+        while matches!(stack.take(flow, now, take), Ok(Taken::Bytes(_))) {}
         let given = stack.give(flow, |room| {
             room[..1].fill(choice);
             Ok::<_, Infallible>(1)
@@ -262,8 +262,8 @@ fn listen(needed: Needed, data: &[u8], size: usize) -> Heard<'_> {
                 said.push(what);
                 passed = passed.saturating_add(length);
             }
-            Step::More if present == data.len() => break None,
-            Step::More => present = data.len().min(present + size),
+            Step::More | Step::Unclear if present == data.len() => break None,
+            Step::More | Step::Unclear => present = data.len().min(present + size),
             Step::Refuse(reason) => break Some(reason),
         }
     };

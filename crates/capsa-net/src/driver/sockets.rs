@@ -58,24 +58,24 @@ impl Driver {
         for source in self.ready.take() {
             some = true;
             match source {
-                Source::Flow(flow) => self.serve_connection(flow),
+                Source::Flow(flow) => self.serve_connection(flow, now),
                 Source::Peer(peer) => self.serve_peer(peer, now),
                 Source::Forward(place) => self.serve_forward(place, now),
             }
         }
         while let Some(flow) = self.stack.next_touched(now) {
             some = true;
-            self.serve_connection(flow);
+            self.serve_connection(flow, now);
         }
         some
     }
 
     /// Moves bytes between a connection and its socket.
-    fn serve_connection(&mut self, flow: FlowId) {
+    fn serve_connection(&mut self, flow: FlowId, now: Instant) {
         let Some(connection) = self.connections.get_mut(&flow) else {
             return;
         };
-        let end = match connection.send(&mut self.stack, flow) {
+        let end = match connection.send(&mut self.stack, flow, now) {
             Moved::On => connection.receive(&mut self.stack, flow),
             end => end,
         };
@@ -191,7 +191,7 @@ enum Moved {
 
 impl Connection {
     /// Moves bytes of the guest to the socket.
-    fn send(&mut self, stack: &mut Stack, flow: FlowId) -> Moved {
+    fn send(&mut self, stack: &mut Stack, flow: FlowId, now: Instant) -> Moved {
         let mut context = Context::from_waker(&self.waker);
         if self.sent {
             return Moved::On;
@@ -201,7 +201,7 @@ impl Connection {
                 let stream = Pin::new(&mut self.stream);
                 at_once(stream.poll_write(&mut context, bytes))
             };
-            match stack.take(flow, write) {
+            match stack.take(flow, now, write) {
                 Ok(Taken::Bytes(_)) => {}
                 Ok(Taken::Nothing) => return Moved::On,
                 Ok(Taken::Finished) => {

@@ -28,6 +28,8 @@ pub(crate) enum Step {
     Ask(Said, u64),
     /// It takes more to know.
     More,
+    /// It takes more to know even what it is.
+    Unclear,
     /// The flow ends.
     Refuse(Reason),
 }
@@ -83,7 +85,9 @@ impl Inspector {
     /// says that no others come.
     pub(crate) fn step(&mut self, front: &[u8], ended: bool) -> Step {
         match self.look(front, ended) {
-            Step::More if ended || front.len() >= MAX_HEAD => Step::Refuse(Reason::Malformed),
+            Step::More | Step::Unclear if ended || front.len() >= MAX_HEAD => {
+                Step::Refuse(Reason::Malformed)
+            }
             Step::Ask(Said::Address(_) | Said::Nothing, _) if self.needed == Needed::Name => {
                 Step::Refuse(Reason::NoName)
             }
@@ -105,7 +109,7 @@ impl Inspector {
             Needed::Nothing => begin::leniently(front, blank, ended),
         };
         match kind {
-            Kind::Unclear => Step::More,
+            Kind::Unclear => Step::Unclear,
             Kind::Blank(length) => {
                 self.state = State::Beginning { blank: true };
                 Step::Pass(length as u64)

@@ -4,8 +4,8 @@
 //! Whoever owns a [`Stack`] calls [`Stack::receive`] for each frame of the guest, does what
 //! [`Stack::next_wish`] asks for and reports what came of it, moves bytes between its sockets and the
 //! connections that [`Stack::next_touched`] names, then calls [`Stack::send`] and carries [`Stack::frames`] to
-//! the guest. When nothing comes, it calls `send` again at [`Stack::send_at`]. No call waits, and what one
-//! costs is bounded by what it is given.
+//! the guest. When nothing comes, it does so again at [`Stack::send_at`]. No call waits, and what one costs is
+//! bounded by what it is given.
 //!
 //! What the guest sends is not trusted anywhere here; what it may make the stack hold is in
 //! [`Limits`](crate::Limits).
@@ -209,8 +209,9 @@ impl Stack {
     /// The next connection whose socket is to be looked at: there may be bytes to take, room to give, or the
     /// connection is gone.
     pub fn next_touched(&mut self, now: Instant) -> Option<FlowId> {
+        let time = self.time(now);
         loop {
-            let flow = self.tcp.next_touched()?;
+            let flow = self.tcp.next_touched(time)?;
             if !self.questions.contains_key(&flow) {
                 return Some(flow);
             }
@@ -226,8 +227,10 @@ impl Stack {
     pub fn take<E>(
         &mut self,
         flow: FlowId,
+        now: Instant,
         take: impl FnOnce(&[u8]) -> Result<usize, E>,
     ) -> Result<Taken, E> {
+        let now = self.time(now);
         let events = &mut self.events;
         let judge = |judgement: Judgement| {
             events.push(Event::Name {
@@ -237,7 +240,7 @@ impl Stack {
                 decision: judgement.decision,
             });
         };
-        self.tcp.take(flow, &self.filter, judge, take)
+        self.tcp.take(flow, now, &self.filter, judge, take)
     }
 
     /// Lets `give` fill room for bytes to the guest, and say how many it gave. It may be a part of the room.
@@ -345,8 +348,8 @@ impl Stack {
         self.tcp.send(&mut self.egress, time);
     }
 
-    /// When to call [`Stack::send`] if nothing happens until then. Not for those that wait for room among the
-    /// frames.
+    /// When to look at the connections and to call [`Stack::send`] if nothing happens until then. Not for those that
+    /// wait for room among the frames.
     #[must_use]
     pub fn send_at(&self) -> Option<Instant> {
         let tcp = self.tcp.send_at().map(|at| {

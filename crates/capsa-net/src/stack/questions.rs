@@ -42,6 +42,7 @@ impl Stack {
 
     /// Reads questions of a connection one by one, each after the answer to the one before.
     pub(super) fn serve_questions(&mut self, flow: FlowId, now: Instant) {
+        let time = self.time(now);
         loop {
             let Some(questions) = self.questions.get_mut(&flow) else {
                 return;
@@ -86,6 +87,7 @@ impl Stack {
             let input = &mut questions.input;
             let taken = self.tcp.take(
                 flow,
+                time,
                 &self.filter,
                 |_| (),
                 |bytes| {

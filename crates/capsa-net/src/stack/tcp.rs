@@ -107,6 +107,8 @@ pub(super) struct Table {
     /// Those that may have something to send.
     due: VecDeque<usize>,
     alarms: BTreeSet<(Instant, usize)>,
+    /// Those that have to say until then what they are.
+    unclear: BTreeSet<(Instant, usize)>,
     /// Those whose other side has to look: there are bytes or room, or they are gone.
     touched: VecDeque<FlowId>,
     /// Those that only wait for what the guest may have to repeat, oldest first.
@@ -122,8 +124,6 @@ struct Entry {
     inspection: Option<Inspection>,
     /// It came through a port forward.
     forwarded: bool,
-    /// How many bytes may go on without another look.
-    passed: u64,
     due: bool,
     touched: bool,
     lingering: bool,
@@ -149,6 +149,7 @@ impl Table {
             spare: Vec::new(),
             due: VecDeque::new(),
             alarms: BTreeSet::new(),
+            unclear: BTreeSet::new(),
             touched: VecDeque::new(),
             lingering: VecDeque::new(),
             next_port: FIRST_EPHEMERAL,
@@ -300,6 +301,7 @@ impl Table {
     pub(super) fn take<E>(
         &mut self,
         id: FlowId,
+        now: Instant,
         filter: &Filter,
         mut judge: impl FnMut(Judgement),
         take: impl FnOnce(&[u8]) -> Result<usize, E>,
@@ -312,32 +314,36 @@ impl Table {
             return Ok(Taken::Nothing);
         };
         let socket = flow.socket();
-        if let Some(inspection) = &mut entry.inspection
-            && entry.passed == 0
-            && socket.can_recv()
-        {
-            self.head.resize(MAX_HEAD, 0);
-            let length = socket.peek_slice(&mut self.head).unwrap_or(0);
-            let ended = socket.recv_queue() == length
+        let mut allowed = usize::MAX;
+        if let Some(inspection) = &mut entry.inspection {
+            let present = socket.recv_queue().min(MAX_HEAD);
+            let ended = socket.recv_queue() == present
                 && !matches!(
                     socket.state(),
                     State::Established | State::FinWait1 | State::FinWait2 | State::SynReceived
                 );
-            let front = &self.head[..length];
-            entry.passed = match inspection.look(front, ended, filter, &mut judge) {
-                Some(length) => length,
+            if inspection.has_to_look(present, ended, now) {
+                self.head.resize(MAX_HEAD, 0);
+                let length = socket.peek_slice(&mut self.head).unwrap_or(0);
+                let unclear = inspection.unclear_until();
+                inspection.look(&self.head[..length], ended, now, filter, &mut judge);
+                if let Some(until) = unclear {
+                    self.unclear.remove(&(until, index));
+                }
+                if let Some(until) = inspection.unclear_until() {
+                    self.unclear.insert((until, index));
+                }
+            }
+            match inspection.may_pass() {
+                Some(length) => allowed = length,
                 None => {
                     self.abort(id);
                     return Ok(Taken::Gone);
                 }
-            };
+            }
         }
-        let allowed = match entry.inspection {
-            Some(_) => entry.passed,
-            None => u64::MAX,
-        };
         let taken = socket.recv(|bytes| {
-            let most = usize::try_from(allowed).map_or(bytes.len(), |most| most.min(bytes.len()));
+            let most = allowed.min(bytes.len());
             match bytes[..most] {
                 [] => (0, Ok(0)),
                 _ => match take(&bytes[..most]) {
@@ -352,7 +358,9 @@ impl Table {
                 if length == 0 {
                     return Ok(Taken::Nothing);
                 }
-                entry.passed = entry.passed.saturating_sub(length as u64);
+                if let Some(inspection) = &mut entry.inspection {
+                    inspection.passed(length);
+                }
                 // The window has grown.
                 self.want_turn(index);
                 Ok(Taken::Bytes(length))
@@ -437,7 +445,6 @@ impl Table {
             state,
             inspection,
             forwarded: false,
-            passed: 0,
             due: false,
             touched: false,
             lingering: false,
@@ -454,6 +461,9 @@ impl Table {
         self.by_ends.remove(&entry.ends);
         if let Some(at) = entry.alarm {
             self.alarms.remove(&(at, index));
+        }
+        if let Some(until) = entry.inspection.and_then(|own| own.unclear_until()) {
+            self.unclear.remove(&(until, index));
         }
         if entry.due {
             self.due.retain(|&due| due != index);

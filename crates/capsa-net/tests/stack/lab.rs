@@ -46,6 +46,8 @@ pub(crate) struct World {
 #[derive(Default)]
 pub(crate) struct Stream {
     pub(crate) received: Vec<u8>,
+    /// How often bytes were received.
+    pub(crate) reads: usize,
     pub(crate) to_send: VecDeque<u8>,
     /// Close when all is sent.
     pub(crate) finish: bool,
@@ -161,12 +163,12 @@ impl Lab {
         };
         loop {
             let received = &mut stream.received;
-            let taken = self.stack.take(flow, |bytes| {
+            let taken = self.stack.take(flow, self.now, |bytes| {
                 received.extend_from_slice(bytes);
                 Ok::<_, Infallible>(bytes.len())
             });
             match taken.unwrap() {
-                Taken::Bytes(_) => {}
+                Taken::Bytes(_) => stream.reads += 1,
                 Taken::Nothing => break,
                 Taken::Finished => {
                     stream.ended = true;

@@ -649,3 +649,72 @@ fn a_denied_flow_is_told_once() {
     lab.send_udp(socket, to(SHARED, 123), b"x");
     assert_eq!(lab.events().len(), 1, "another flow");
 }
+
+#[test]
+fn what_does_not_say_in_time_what_it_is_ends() {
+    let mut lab = without("denied.example");
+    let denied = [(Reason::Malformed, Some("denied.example".to_owned()))];
+    for (data, passes) in [
+        // A bind of LDAP, a request of git, a message of syslog behind its length.
+        (
+            &b"\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03\x04\0\x80\0"[..],
+            0,
+        ),
+        (b"0033git-upload-pack /project.git\0host=myserver.com\0", 0),
+        (
+            b"61 <34>1 2003-10-11T22:14:15.003Z a.example su - ID47 - It failed",
+            0,
+        ),
+        // And behind what has gone on.
+        (b"CONNECT a.com:80 HTTP/1.1\r\n\r\n\x30\x0c\x02", 29),
+    ] {
+        let text = data.escape_ascii().to_string();
+        let (connection, before) = say(&mut lab, to(SHARED, 5432), data);
+        assert_eq!(before, data[..passes], "{text}");
+        lab.events();
+        lab.pass(Duration::from_secs(9));
+        assert_eq!(lab.state(connection), tcp::State::Established, "{text}");
+        assert!(lab.events().is_empty());
+        // That more of the same comes does not make it longer.
+        lab.tcp(connection).send_slice(b"x").unwrap();
+        lab.pass(Duration::from_secs(1));
+        assert_eq!(lab.state(connection), tcp::State::Closed, "{text}");
+        assert!(lab.world.streams.values().all(|stream| stream.gone));
+        assert_eq!(arrived(&lab), before, "{text}");
+        assert_eq!(denials(&mut lab), denied, "{text}");
+    }
+    // In time, and again: each has its own.
+    let (connection, _) = say(&mut lab, to(SHARED, 80), b"SAY");
+    lab.pass(Duration::from_secs(9));
+    lab.tcp(connection).send_slice(b" x\r\n").unwrap();
+    lab.pass(Duration::from_secs(60));
+    lab.tcp(connection).send_slice(b"more").unwrap();
+    lab.pass(Duration::from_secs(60));
+    assert_eq!(arrived(&lab), b"SAY x\r\nmore");
+    // What is known for TLS or HTTP may take its time.
+    for data in [tls(Some("a.com")), http("a.com")] {
+        let (first, second) = data.split_at(data.len() - 3);
+        let (connection, _) = say(&mut lab, to(SHARED, 80), first);
+        lab.pass(Duration::from_secs(60));
+        lab.tcp(connection).send_slice(second).unwrap();
+        lab.pass(Duration::from_secs(1));
+        assert_eq!(arrived(&lab), data);
+    }
+    lab.pass(Duration::from_secs(5));
+    assert_eq!(lab.stack.send_at(), None, "nothing is left to look at");
+}
+
+#[test]
+fn what_may_go_on_goes_at_once_and_before_an_end() {
+    let mut lab = allowing(&["a.com"]);
+    resolve(&mut lab, "a.com.", vec![record("a.com.", SHARED)]);
+    let head = "POST / HTTP/1.1\r\nHost: a.com\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks = [head, &"1\r\nx\r\n".repeat(200), "0\r\n\r\n"].concat();
+    let first = [chunks.as_bytes(), &http("a.com")].concat();
+    let both = [&first[..], &http("b.com")].concat();
+    let (connection, arrived) = say(&mut lab, to(SHARED, 80), &both);
+    assert!(arrived == first);
+    assert_eq!(lab.state(connection), tcp::State::Closed);
+    let stream = lab.world.streams.values().next().unwrap();
+    assert!(stream.reads <= 2, "{} times for two segments", stream.reads);
+}

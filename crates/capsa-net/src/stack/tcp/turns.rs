@@ -14,7 +14,13 @@ const SOONEST: Duration = Duration::from_millis(1);
 
 impl Table {
     /// The next whose other side has to look.
-    pub(in crate::stack) fn next_touched(&mut self) -> Option<FlowId> {
+    pub(in crate::stack) fn next_touched(&mut self, now: Instant) -> Option<FlowId> {
+        while let Some(&(until, index)) = self.unclear.first()
+            && until <= now
+        {
+            self.unclear.pop_first();
+            self.touch(index);
+        }
         let id = self.touched.pop_front()?;
         if let Some(index) = self.index(id) {
             self.flows[index].touched = false;
@@ -60,9 +66,10 @@ impl Table {
         }
     }
 
-    /// When something is to be sent, if nothing comes.
+    /// When something is to be sent or looked at, if nothing comes.
     pub(in crate::stack) fn send_at(&self) -> Option<Instant> {
-        self.alarms.first().map(|(at, _)| *at)
+        let first = [self.alarms.first(), self.unclear.first()];
+        first.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
     /// Whether something waits for room on the way to the guest.
