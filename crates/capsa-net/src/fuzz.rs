@@ -87,11 +87,11 @@ fn grant(stack: &mut Stack, choice: u8, now: Instant) {
     while let Some(wish) = stack.next_wish() {
         match wish {
             Wish::Connect { flow, .. } if choice.is_multiple_of(3) => {
-                stack.not_connected(flow, ConnectFailure::Unreachable);
+                stack.not_connected(flow, ConnectFailure::Unreachable, now);
             }
             Wish::Connect { flow, .. } if choice % 3 == 1 => stack.connected(flow, now),
             Wish::OpenUdp { peer, .. } if choice.is_multiple_of(5) => {
-                stack.udp_failed(peer, ConnectFailure::Refused);
+                stack.udp_failed(peer, ConnectFailure::Refused, now);
             }
             Wish::SendUdp { peer, datagram } => stack.receive_udp(peer, &datagram, now),
             Wish::Resolve { question, .. } => stack.resolved(question, None, now),

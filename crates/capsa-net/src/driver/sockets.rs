@@ -117,11 +117,11 @@ impl Driver {
                     self.stack.receive_udp(id, &self.datagram[..length], now);
                 }
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.stack.udp_failed(id, ConnectFailure::Refused);
+                    self.stack.udp_failed(id, ConnectFailure::Refused, now);
                     return;
                 }
                 Poll::Ready(Err(_)) => {
-                    self.stack.udp_failed(id, ConnectFailure::Unreachable);
+                    self.stack.udp_failed(id, ConnectFailure::Unreachable, now);
                     return;
                 }
             }

@@ -119,7 +119,7 @@ impl Driver {
             };
             let tasks = self.finish_tasks(context, now);
             let sockets = self.serve_sockets(now);
-            let wishes = self.grant_wishes();
+            let wishes = self.grant_wishes(now);
             if self.dialer.descriptors.take_refused() {
                 self.stack.out_of_descriptors(now);
             }
@@ -184,7 +184,7 @@ impl Driver {
                     self.add_connection(flow, stream);
                     self.stack.connected(flow, now);
                 }
-                Err(why) => self.stack.not_connected(flow, why),
+                Err(why) => self.stack.not_connected(flow, why, now),
             }
         }
         while let Poll::Ready(Some((question, answer))) = self.lookups.poll_next_unpin(context) {
@@ -209,13 +209,14 @@ impl Driver {
     }
 
     /// Does what the stack wishes. Returns whether it wished something.
-    fn grant_wishes(&mut self) -> bool {
+    fn grant_wishes(&mut self, now: Instant) -> bool {
         let mut some = false;
         while let Some(wish) = self.stack.next_wish() {
             some = true;
             match wish {
                 Wish::Connect { flow, to } if self.is_forbidden(to) => {
-                    self.stack.not_connected(flow, ConnectFailure::HostAddress);
+                    self.stack
+                        .not_connected(flow, ConnectFailure::HostAddress, now);
                 }
                 Wish::Connect { flow, to } => {
                     let dialer = Arc::clone(&self.dialer);
@@ -231,7 +232,8 @@ impl Driver {
                     }
                 }
                 Wish::OpenUdp { peer, to } if self.is_forbidden(to) => {
-                    self.stack.udp_failed(peer, ConnectFailure::HostAddress);
+                    self.stack
+                        .udp_failed(peer, ConnectFailure::HostAddress, now);
                 }
                 Wish::OpenUdp { peer, to } => match self.dialer.udp(to.address) {
                     Ok(socket) => {
@@ -239,7 +241,7 @@ impl Driver {
                         self.peers.insert(peer, Peer { socket, waker });
                         self.ready.push(Source::Peer(peer));
                     }
-                    Err(why) => self.stack.udp_failed(peer, why),
+                    Err(why) => self.stack.udp_failed(peer, why, now),
                 },
                 Wish::SendUdp { peer, datagram } => {
                     if let Some(Peer { socket, .. }) = self.peers.get(&peer) {

@@ -55,12 +55,16 @@ impl Events {
         }
     }
 
+    /// Whether a denied flow has just been told of.
+    pub(super) fn is_known(&self, flow: Denied, now: Instant) -> bool {
+        self.denied
+            .iter()
+            .any(|&(known, at)| known == flow && now.saturating_duration_since(at) < DENIED_FOR)
+    }
+
     /// Whether a denied flow has not just been told of. It then is.
     pub(super) fn is_new(&mut self, flow: Denied, now: Instant) -> bool {
-        let known = self
-            .denied
-            .iter()
-            .any(|&(known, at)| known == flow && now.saturating_duration_since(at) < DENIED_FOR);
+        let known = self.is_known(flow, now);
         if !known {
             self.denied.truncate(DENIED - 1);
             self.denied.push_front((flow, now));

@@ -345,8 +345,8 @@ impl Stack {
     }
 
     /// Tells what was decided about a flow that begins. Denied ones have no state: their next packet is known by
-    /// what was told.
-    fn decided(
+    /// what was told. So is that of one that may begin, but for an address which was then found to be the host's.
+    pub(super) fn decided(
         &mut self,
         protocol: Protocol,
         ends: Ends,
@@ -354,12 +354,16 @@ impl Stack {
         decision: Decision,
         now: Instant,
     ) {
-        let denied = Denied {
+        let denied = |reason| Denied {
             protocol,
             ends,
-            reason: decision.reason,
+            reason,
         };
-        if decision.allows() || self.events.is_new(denied, now) {
+        let known = match decision.allows() {
+            true => self.events.is_known(denied(Reason::HostAddress), now),
+            false => !self.events.is_new(denied(decision.reason), now),
+        };
+        if !known {
             self.connect_event(protocol, ends, names, decision);
         }
     }

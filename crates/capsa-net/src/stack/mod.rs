@@ -170,7 +170,7 @@ impl Stack {
     }
 
     /// The other side of a connection is not there.
-    pub fn not_connected(&mut self, flow: FlowId, why: ConnectFailure) {
+    pub fn not_connected(&mut self, flow: FlowId, why: ConnectFailure, now: Instant) {
         let Some(syn) = self.tcp.refused(flow) else {
             return;
         };
@@ -181,15 +181,15 @@ impl Stack {
             ConnectFailure::Refused => self.nobody(&packet, Protocol::Tcp),
             ConnectFailure::Unreachable => self.unreachable(&packet, Unreachable::Host),
             ConnectFailure::HostAddress => {
-                self.host_address(Protocol::Tcp, ends);
+                self.host_address(Protocol::Tcp, ends, now);
                 self.unreachable(&packet, Unreachable::Prohibited);
             }
         }
     }
 
-    fn host_address(&mut self, protocol: Protocol, ends: Ends) {
+    fn host_address(&mut self, protocol: Protocol, ends: Ends, now: Instant) {
         let decision = Decision::deny(Reason::HostAddress);
-        self.connect_event(protocol, ends, Vec::new(), decision);
+        self.decided(protocol, ends, Vec::new(), decision, now);
     }
 
     /// Begins a connection to a port of the guest, for one of its forwards.
@@ -275,12 +275,12 @@ impl Stack {
     }
 
     /// A UDP socket cannot be made, or its datagrams find nobody.
-    pub fn udp_failed(&mut self, peer: PeerId, why: ConnectFailure) {
+    pub fn udp_failed(&mut self, peer: PeerId, why: ConnectFailure, now: Instant) {
         let Some(ends) = self.udp.close(peer) else {
             return;
         };
         if why == ConnectFailure::HostAddress {
-            self.host_address(Protocol::Udp, ends);
+            self.host_address(Protocol::Udp, ends, now);
         }
         self.wishes.push_back(Wish::CloseUdp { peer });
         // The datagram is not kept; its header is enough to find the socket by.

@@ -144,7 +144,7 @@ impl Lab {
                     self.world.streams.insert(flow, Stream::default());
                     self.stack.connected(flow, self.now);
                 }
-                Some(Err(why)) => self.stack.not_connected(flow, *why),
+                Some(Err(why)) => self.stack.not_connected(flow, *why, self.now),
                 None => {}
             },
             Wish::OpenUdp { peer, to } => {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use capsa_net::policy::{Action, Block, Check, NetworkPolicy, Reason, Rule};
+use capsa_net::stack::ConnectFailure;
 use capsa_net::{Event, HostService, UserNetwork};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::TXT;
@@ -648,6 +649,35 @@ fn a_denied_flow_is_told_once() {
     lab.pass(Duration::from_secs(600));
     lab.send_udp(socket, to(SHARED, 123), b"x");
     assert_eq!(lab.events().len(), 1, "another flow");
+}
+
+#[test]
+fn an_address_of_the_hosts_own_is_told_once() {
+    let mut lab = lab(NetworkPolicy::public());
+    let socket = lab.udp(4001);
+    let udp = |lab: &mut Lab| {
+        lab.send_udp(socket, to(SHARED, 123), b"x");
+        let peer = *lab.world.peers.keys().next().unwrap();
+        lab.stack
+            .udp_failed(peer, ConnectFailure::HostAddress, lab.now);
+        lab.pass(Duration::from_secs(1));
+        assert!(lab.world.peers.is_empty());
+        lab.events().len()
+    };
+    assert_eq!(udp(&mut lab), 2, "that it may be, and that it may not");
+    for _ in 0..5 {
+        assert_eq!(udp(&mut lab), 0);
+    }
+    lab.pass(Duration::from_secs(60));
+    assert_eq!(udp(&mut lab), 2);
+
+    let web = to("1.1.1.1", 80);
+    let refused = Err(ConnectFailure::HostAddress);
+    lab.world.answers.insert(web, refused);
+    lab.connect(web);
+    // smoltcp tries again whatever it is told.
+    lab.pass(Duration::from_secs(10));
+    assert_eq!(lab.events().len(), 2);
 }
 
 #[test]
