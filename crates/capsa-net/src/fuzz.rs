@@ -93,6 +93,9 @@ fn grant(stack: &mut Stack, choice: u8, now: Instant) {
             Wish::OpenUdp { peer, .. } if choice.is_multiple_of(5) => {
                 stack.udp_failed(peer, ConnectFailure::Refused, now);
             }
+            Wish::OpenUdp { peer, .. } if choice % 5 == 1 => {
+                stack.udp_lost(peer, ConnectFailure::Refused);
+            }
             Wish::SendUdp { peer, datagram } => stack.receive_udp(peer, &datagram, now),
             Wish::Resolve { question, .. } => stack.resolved(question, None, now),
             _ => {}

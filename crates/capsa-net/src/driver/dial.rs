@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::descriptors::Descriptors;
-use super::watch::{Receiver, watch};
+use super::watch::Datagrams;
 use crate::stack::ConnectFailure;
 
 /// How long a connection may take: about as long as the guest's kernel waits.
@@ -97,9 +97,9 @@ impl Dialer {
     }
 
     /// Does not wait: connecting a UDP socket sends nothing.
-    pub(super) fn udp(&self, to: SocketAddr) -> Result<Receiver, ConnectFailure> {
+    pub(super) fn udp(&self, to: SocketAddr) -> Result<Datagrams, ConnectFailure> {
         let address = self.place(to).ok_or(ConnectFailure::Unreachable)?;
-        let socket = self.connected_udp(address).and_then(watch);
+        let socket = self.connected_udp(address).and_then(Datagrams::new);
         socket.map_err(|error| failure(&error))
     }
 

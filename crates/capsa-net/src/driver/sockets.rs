@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::task::Driver;
 use super::wake::Source;
-use super::watch::{Receiver, receive};
+use super::watch::Datagrams;
 use crate::stack::{ConnectFailure, FlowId, Given, PeerId, Stack, Taken};
 
 /// How many times in a row one socket is read or written before it is another's turn.
@@ -29,7 +29,7 @@ pub(super) struct Connection {
 }
 
 pub(super) struct Peer {
-    pub(super) socket: Receiver,
+    pub(super) socket: Datagrams,
     pub(super) waker: Waker,
 }
 
@@ -105,28 +105,53 @@ impl Driver {
         }
     }
 
+    /// Passes datagrams of a peer to the guest.
     fn serve_peer(&mut self, id: PeerId, now: Instant) {
         for _ in 0..TURN {
-            let Some(peer) = self.peers.get(&id) else {
+            let Some(peer) = self.peers.get_mut(&id) else {
                 return;
             };
             let mut context = Context::from_waker(&peer.waker);
-            match receive(&peer.socket, &mut context, &mut self.datagram) {
+            match peer.socket.receive(&mut context, &mut self.datagram) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(length)) => {
                     self.stack.receive_udp(id, &self.datagram[..length], now);
                 }
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.stack.udp_failed(id, ConnectFailure::Refused, now);
-                    return;
-                }
-                Poll::Ready(Err(_)) => {
-                    self.stack.udp_failed(id, ConnectFailure::Unreachable, now);
-                    return;
+                Poll::Ready(Err(error)) => {
+                    self.tell_failure(id, &error);
+                    self.watch_anew(id, now);
                 }
             }
         }
         self.ready.push(Source::Peer(id));
+    }
+
+    /// Sends a datagram of the guest.
+    pub(super) fn send_udp(&mut self, id: PeerId, datagram: &[u8]) {
+        if let Some(peer) = self.peers.get(&id)
+            && let Err(error) = peer.socket.send(datagram)
+        {
+            self.tell_failure(id, &error);
+        }
+    }
+
+    /// Tells the guest what became of a datagram that it has sent.
+    fn tell_failure(&mut self, id: PeerId, error: &io::Error) {
+        if let Some(why) = lost_by(error) {
+            self.stack.udp_lost(id, why);
+        }
+    }
+
+    fn watch_anew(&mut self, id: PeerId, now: Instant) {
+        let Some(Peer { socket, waker }) = self.peers.remove(&id) else {
+            return;
+        };
+        match socket.watch_anew() {
+            Ok(socket) => {
+                self.peers.insert(id, Peer { socket, waker });
+            }
+            Err(_) => self.stack.udp_failed(id, ConnectFailure::Unreachable, now),
+        }
     }
 
     fn serve_forward(&mut self, place: usize, now: Instant) {
@@ -248,11 +273,43 @@ impl Connection {
     }
 }
 
+/// Why a datagram was lost, if its receiver is the reason. One that was too long for some link on its way is not: the
+/// kernel cuts the next.
+fn lost_by(error: &io::Error) -> Option<ConnectFailure> {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Some(ConnectFailure::Refused),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Some(ConnectFailure::Unreachable)
+        }
+        _ => None,
+    }
+}
+
 /// What has to wait has arranged to be woken. Unlike an attempt without a context this one knows that a socket
 /// which gave or took less than it might have has no more, and does not ask again.
 fn at_once(poll: Poll<io::Result<usize>>) -> io::Result<usize> {
     match poll {
         Poll::Ready(result) => result,
         Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_that_is_too_long_says_nothing_about_its_receiver() {
+        for (errno, expected) in [
+            (Errno::CONNREFUSED, Some(ConnectFailure::Refused)),
+            (Errno::HOSTUNREACH, Some(ConnectFailure::Unreachable)),
+            (Errno::NETUNREACH, Some(ConnectFailure::Unreachable)),
+            (Errno::MSGSIZE, None),
+            (Errno::INTR, None),
+        ] {
+            assert_eq!(lost_by(&errno.into()), expected, "{errno}");
+        }
     }
 }

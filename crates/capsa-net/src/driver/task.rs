@@ -243,12 +243,7 @@ impl Driver {
                     }
                     Err(why) => self.stack.udp_failed(peer, why, now),
                 },
-                Wish::SendUdp { peer, datagram } => {
-                    if let Some(Peer { socket, .. }) = self.peers.get(&peer) {
-                        // A full one drops it, as the network would; what else is wrong, receiving tells.
-                        let _ = rustix::net::send(socket, &datagram, SendFlags::DONTWAIT);
-                    }
-                }
+                Wish::SendUdp { peer, datagram } => self.send_udp(peer, &datagram),
                 Wish::CloseUdp { peer } => {
                     self.peers.remove(&peer);
                 }

@@ -274,7 +274,7 @@ impl Stack {
         }
     }
 
-    /// A UDP socket cannot be made, or its datagrams find nobody.
+    /// A UDP socket cannot be made.
     pub fn udp_failed(&mut self, peer: PeerId, why: ConnectFailure, now: Instant) {
         let Some(ends) = self.udp.close(peer) else {
             return;
@@ -283,6 +283,18 @@ impl Stack {
             self.host_address(Protocol::Udp, ends, now);
         }
         self.wishes.push_back(Wish::CloseUdp { peer });
+        self.lost(ends, why);
+    }
+
+    /// A datagram of the guest has found nobody. The peer stays (RFC 4787, 9): others may find somebody.
+    pub fn udp_lost(&mut self, peer: PeerId, why: ConnectFailure) {
+        if let Some(ends) = self.udp.ends(peer) {
+            self.lost(ends, why);
+        }
+    }
+
+    /// Tells the guest that a datagram does not arrive.
+    fn lost(&mut self, ends: Ends, why: ConnectFailure) {
         // The datagram is not kept; its header is enough to find the socket by.
         let [guest, remote] = [ends.guest.ip().into(), ends.peer.ip().into()];
         let header = IpRepr::new(guest, remote, IpProtocol::Udp, 8, 64);

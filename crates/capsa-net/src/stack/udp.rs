@@ -158,6 +158,11 @@ impl Table {
         Some(peer.ends)
     }
 
+    pub(super) fn ends(&self, id: PeerId) -> Option<Ends> {
+        let peer = self.peers.get(id.index)?;
+        (peer.serial == id.serial).then_some(peer.ends)
+    }
+
     /// Forgets a peer. Returns its ends.
     pub(super) fn close(&mut self, id: PeerId) -> Option<Ends> {
         let peer = self.peers.get(id.index)?;

@@ -10,8 +10,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::{tcp, udp};
-use smoltcp::wire::{EthernetAddress, IpCidr, IpEndpoint};
+use smoltcp::socket::{icmp, tcp, udp};
+use smoltcp::wire::{
+    EthernetAddress, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpCidr, IpEndpoint,
+};
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -183,6 +185,32 @@ impl Guest {
         let socket = self.sockets.get_mut::<udp::Socket<'_>>(handle);
         socket.send_slice(datagram, IpEndpoint::from(to)).unwrap();
         self.poll();
+    }
+
+    /// A socket for what is told of the datagrams of a port.
+    pub(crate) fn errors_of(&mut self, port: u16) -> SocketHandle {
+        let buffer = || {
+            let metadata = vec![icmp::PacketMetadata::EMPTY; 64];
+            icmp::PacketBuffer::new(metadata, vec![0; 64 << 10])
+        };
+        let mut socket = icmp::Socket::new(buffer(), buffer());
+        socket.bind(icmp::Endpoint::Udp(port.into())).unwrap();
+        self.sockets.add(socket)
+    }
+
+    /// Works until it is told that nobody listens where a datagram went.
+    pub(crate) fn receive_port_unreachable(&mut self, errors: SocketHandle) {
+        self.until("an error", |guest| {
+            let socket = guest.sockets.get_mut::<icmp::Socket<'_>>(errors);
+            let (message, _) = socket.recv().ok()?;
+            let message = Icmpv4Packet::new_unchecked(message);
+            assert_eq!(message.msg_type(), Icmpv4Message::DstUnreachable);
+            assert_eq!(
+                Icmpv4DstUnreachable::from(message.msg_code()),
+                Icmpv4DstUnreachable::PortUnreachable
+            );
+            Some(())
+        });
     }
 
     /// Works until `other`, which waits for something of the guest, has it.

@@ -71,3 +71,28 @@ fn nobody_but_the_peer_reaches_the_guest() {
     guest.idle(Duration::from_millis(50));
     assert_eq!(guest.try_receive_udp(socket), None);
 }
+
+#[test]
+fn that_nobody_listens_is_told_and_ends_when_somebody_does() {
+    let (server, place) = server();
+    let (mut guest, link) = Guest::new(Kind::Messages, 1500);
+    let mut network = run(UserNetwork::default(), link, [(PEER, place)]);
+    let peer: SocketAddr = PEER.parse().unwrap();
+    let (socket, errors) = (guest.udp(5000), guest.errors_of(5000));
+    let mut buffer = [0; 100];
+    guest.send_udp(socket, peer, b"hello");
+    let (_, hole) = guest.while_waiting(|| server.recv_from(&mut buffer).unwrap());
+    // Who is connected to another is nobody for others.
+    server.connect("127.0.0.1:9").unwrap();
+    for _ in 0..3 {
+        guest.send_udp(socket, peer, b"to nobody");
+        guest.receive_port_unreachable(errors);
+    }
+    server.connect(hole).unwrap();
+    guest.send_udp(socket, peer, b"to somebody");
+    let length = guest.while_waiting(|| server.recv(&mut buffer).unwrap());
+    assert_eq!(buffer[..length], *b"to somebody");
+    server.send(b"answer").unwrap();
+    assert_eq!(guest.receive_udp(socket), (peer, b"answer".to_vec()));
+    assert_eq!(network.events().len(), 1, "it is one flow");
+}
