@@ -285,3 +285,6 @@ pub(super) fn refused(failure: Failure) -> AgentFailure {
         detail: one_line(&failure.detail, MAX_DETAIL),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,6 @@
-//! Programs whose agent, or whose caller, goes away at a bad moment.
+//! Programs whose agent, or whose caller, goes away at a bad moment, or takes its time.
+
+use std::time::Duration;
 
 use capsa::{AgentFailure, ExecStatus, Sandbox, Stdio};
 use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExitStatus};
@@ -8,7 +10,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{AsyncReadExt, AsyncWriteExt, FutureExt};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::fake::{
     DATA, FIN, LIMIT, RST, accept, agent_failure, frame, greeted, header, sandbox_on, sandbox_with,
@@ -135,6 +137,39 @@ async fn a_reader_gets_what_came_before_the_cut() {
     assert_eq!(read, b"some");
     let mut errors = process.stderr.take().unwrap();
     assert_eq!(errors.read_to_end(&mut read).await.unwrap(), 0);
+}
+
+/// What the caller does not limit has no limit. The clock goes on by itself whenever the agent takes its time.
+#[tokio::test(start_paused = true)]
+async fn an_answer_may_take_days() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let sandbox = sandbox_with(|open, mut stream| {
+        async move {
+            sleep(DAY).await;
+            match open {
+                Open::Exec(_) => {
+                    let ended = ExecEvent::Ended(ExitStatus::Exited(7));
+                    for event in [ExecEvent::Started { pid: 7 }, ended] {
+                        write_message(&mut stream, &event).await.unwrap();
+                        sleep(DAY).await;
+                    }
+                }
+                Open::Stdout { .. } => {
+                    accept(&mut stream).await;
+                    sleep(DAY).await;
+                    stream.write_all(b"late").await.unwrap();
+                }
+                _ => accept(&mut stream).await,
+            }
+            stream.close().await.unwrap();
+        }
+        .boxed()
+    });
+    let sandbox = sandbox.await;
+    let output = sandbox.exec(["x"]).output().await.unwrap();
+    assert_eq!(output.status, ExecStatus::Exited(7));
+    assert_eq!(output.stdout, b"late");
+    sandbox.set_clock().await.unwrap();
 }
 
 /// A sandbox whose agent does not say what becomes of a program.
