@@ -39,9 +39,11 @@ pub struct Counts {
 /// Ends when the device works whose driver is loaded last.
 const LAST_DRIVER: &str = "until head -c 1 /dev/hwrng >/dev/null 2>&1; do sleep 0.05; done";
 
-/// Prints the guest's numbers. The shell's parent is the agent.
-const SCRIPT: &str = "for p in /proc/[0-9]*; do readlink $p/exe; done | wc -l; \
-    grep -ls '^State:.Z' /proc/[0-9]*/status | wc -l; \
+/// Prints the guest's numbers. The shell's parent is the agent. It looks for processes before it has begun any itself:
+/// whether `wc` is there when `readlink` looks, chance decides.
+const SCRIPT: &str = "set -- /proc/[0-9]*; \
+    for p; do readlink $p/exe; done | wc -l; \
+    for p; do grep -s '^State:.Z' $p/status; done | wc -l; \
     ls /proc/$PPID/fd | wc -l; \
     sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$PPID/status";
 
