@@ -194,59 +194,35 @@ enum Mode {
 #[serde(try_from = "Vec<String>")]
 struct Allowed(NetworkPolicy);
 
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Published(PortForward);
+/// Texts of the file that say what they say on the command line.
+macro_rules! written {
+    ($($name:ident($meaning:ty) as $parse:path;)*) => {$(
+        #[derive(Debug, Deserialize)]
+        #[serde(try_from = "String")]
+        struct $name($meaning);
 
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Service(HostService);
+        impl TryFrom<String> for $name {
+            type Error = String;
 
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Mac([u8; 6]);
+            fn try_from(text: String) -> Result<Self, String> {
+                $parse(&text).map(Self)
+            }
+        }
+    )*};
+}
 
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Resolver(SocketAddr);
+written! {
+    Published(PortForward) as publish::parse;
+    Service(HostService) as services::parse;
+    Mac([u8; 6]) as addresses::mac;
+    Resolver(SocketAddr) as addresses::resolver;
+}
 
 impl TryFrom<Vec<String>> for Allowed {
     type Error = String;
 
     fn try_from(list: Vec<String>) -> Result<Self, String> {
         policy::allowing(&list.join(",")).map(Self)
-    }
-}
-
-impl TryFrom<String> for Published {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        publish::parse(&text).map(Self)
-    }
-}
-
-impl TryFrom<String> for Service {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        services::parse(&text).map(Self)
-    }
-}
-
-impl TryFrom<String> for Mac {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        addresses::mac(&text).map(Self)
-    }
-}
-
-impl TryFrom<String> for Resolver {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        addresses::resolver(&text).map(Self)
     }
 }
 
