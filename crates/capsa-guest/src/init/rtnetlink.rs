@@ -1,5 +1,8 @@
 //! What the kernel is asked about interfaces, addresses and routes: rtnetlink(7), of which a few requests
 //! are all that is needed.
+//!
+//! By hand, as every start loads this program: with the netlink-packet crates it has 0.9 MB in addition to its 2.3, most of
+//! it for messages that nobody sends.
 
 use std::io;
 use std::net::IpAddr;

@@ -7,28 +7,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily as RouteFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
 };
-
-/// `NLMSG_ERROR`.
-const ERROR: u16 = 2;
-/// `RTM_NEWROUTE`, the answer to the next.
-const ROUTE: u16 = 24;
-/// `RTM_GETROUTE`.
-const GET_ROUTE: u16 = 26;
-/// `NLM_F_REQUEST`.
-const REQUEST: u16 = 1;
-/// `RTA_DST`.
-const DESTINATION: u16 = 1;
-/// `RTN_UNICAST`, `RTN_BLACKHOLE`, `RTN_UNREACHABLE`, `RTN_PROHIBIT`: to somebody else, and to nobody.
-const ELSEWHERE: [u8; 4] = [1, 6, 7, 8];
-
-/// Bytes of a `struct nlmsghdr`, and of a `struct rtmsg`.
-const HEADER: usize = 16;
-const ROUTE_HEADER: usize = 12;
 
 /// The kernel's routes.
 #[derive(Debug)]
@@ -52,11 +38,17 @@ impl Routes {
     /// Whether an address is surely none of the host's own at this moment. Where the kernel does not say, it
     /// counts as one.
     pub(super) fn is_elsewhere(&mut self, address: IpAddr) -> bool {
-        matches!(self.ask(address), Ok(kind) if ELSEWHERE.contains(&kind))
+        matches!(
+            self.ask(address),
+            Ok(RouteType::Unicast
+                | RouteType::BlackHole
+                | RouteType::Unreachable
+                | RouteType::Prohibit)
+        )
     }
 
     /// The kind of the route to an address; that there is none is one that leads nowhere.
-    fn ask(&mut self, address: IpAddr) -> io::Result<u8> {
+    fn ask(&mut self, address: IpAddr) -> io::Result<RouteType> {
         self.asked = self.asked.wrapping_add(1);
         send(
             &self.socket,
@@ -67,23 +59,27 @@ impl Routes {
         loop {
             // The kernel has answered before the question is sent.
             let (length, _) = recv(&self.socket, &mut answer, RecvFlags::DONTWAIT)?;
-            let answer = &answer[..length];
-            if field(answer, 8).map(u32::from_ne_bytes) != Some(self.asked) {
+            let answer = NetlinkMessage::deserialize(&answer[..length]);
+            let answer =
+                answer.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if answer.header.sequence_number != self.asked {
                 continue;
             }
-            let kind = field(answer, 4).map(u16::from_ne_bytes);
-            let error = field(answer, HEADER).map(i32::from_ne_bytes);
-            return match (kind, error, answer.get(HEADER + 7)) {
-                (Some(ROUTE), _, Some(&kind)) => Ok(kind),
-                (Some(ERROR), Some(error), _) => match Errno::from_raw_os_error(-error) {
-                    // The last two: a host without IPv6 has none of its addresses either.
-                    Errno::NETUNREACH
-                    | Errno::HOSTUNREACH
-                    | Errno::ACCESS
-                    | Errno::AFNOSUPPORT
-                    | Errno::OPNOTSUPP => Ok(ELSEWHERE[1]),
-                    errno => Err(errno.into()),
-                },
+            return match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                    Ok(route.header.kind)
+                }
+                NetlinkPayload::Error(error) => {
+                    match Errno::from_raw_os_error(-error.raw_code()) {
+                        // The last two: a host without IPv6 has none of its addresses either.
+                        Errno::NETUNREACH
+                        | Errno::HOSTUNREACH
+                        | Errno::ACCESS
+                        | Errno::AFNOSUPPORT
+                        | Errno::OPNOTSUPP => Ok(RouteType::Unreachable),
+                        errno => Err(errno.into()),
+                    }
+                }
                 _ => Err(io::ErrorKind::InvalidData.into()),
             };
         }
@@ -96,32 +92,29 @@ impl AsFd for Routes {
     }
 }
 
-/// A `struct nlmsghdr`, a `struct rtmsg`, and the address as an attribute.
+/// `RTM_GETROUTE` for one address.
 fn question(number: u32, address: IpAddr) -> Vec<u8> {
-    // `AF_INET`, `AF_INET6`.
-    let (family, address) = match address {
-        IpAddr::V4(address) => (2, address.octets().to_vec()),
-        IpAddr::V6(address) => (10, address.octets().to_vec()),
+    let mut route = RouteMessage::default();
+    // The family, and how many of the address's bits are meant.
+    (
+        route.header.address_family,
+        route.header.destination_prefix_length,
+    ) = match address {
+        IpAddr::V4(_) => (RouteFamily::Inet, 32),
+        IpAddr::V6(_) => (RouteFamily::Inet6, 128),
     };
-    let length = |bytes: usize| u16::try_from(bytes).unwrap_or(u16::MAX);
-    let attribute = 4 + address.len();
-    let whole = length(HEADER + ROUTE_HEADER + attribute);
-    let mut message = vec![0; HEADER + ROUTE_HEADER];
-    message[..4].copy_from_slice(&u32::from(whole).to_ne_bytes());
-    message[4..6].copy_from_slice(&GET_ROUTE.to_ne_bytes());
-    message[6..8].copy_from_slice(&REQUEST.to_ne_bytes());
-    message[8..12].copy_from_slice(&number.to_ne_bytes());
-    message[HEADER] = family;
-    // How many of the address's bits are meant.
-    message[HEADER + 1] = if family == 2 { 32 } else { 128 };
-    message.extend(length(attribute).to_ne_bytes());
-    message.extend(DESTINATION.to_ne_bytes());
-    message.extend(address);
-    message
-}
-
-fn field<const N: usize>(message: &[u8], at: usize) -> Option<[u8; N]> {
-    message.get(at..)?.first_chunk().copied()
+    route
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    header.sequence_number = number;
+    let payload = NetlinkPayload::from(RouteNetlinkMessage::GetRoute(route));
+    let mut message = NetlinkMessage::new(header, payload);
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
 #[cfg(test)]
