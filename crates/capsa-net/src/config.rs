@@ -69,7 +69,8 @@ pub struct HostService {
 /// The usual name of host services.
 pub const HOST_NAME: &str = "host.capsa.internal";
 
-/// How many resolvers are asked for a name, one after the other, as the C library does (resolv.conf(5)).
+/// How many resolvers are asked for a name, as the C library does (resolv.conf(5)): one after the other, until one
+/// has an answer.
 pub const MOST_RESOLVERS: usize = 3;
 
 /// Who resolves the names that the guest asks for.

@@ -46,7 +46,10 @@ pub(crate) struct Question {
 
 /// What to ask a resolver for.
 #[derive(Debug, Clone)]
-pub struct Lookup(Query);
+pub struct Lookup {
+    query: Query,
+    edns: bool,
+}
 
 /// What a message from a resolver is.
 #[derive(Debug)]
@@ -126,7 +129,7 @@ impl Question {
     pub(crate) fn lookup(&self) -> Lookup {
         let mut query = self.query.clone();
         query.set_name(query.name().to_lowercase());
-        Lookup(query)
+        Lookup { query, edns: true }
     }
 
     /// An answer with records, or one that says why there are none.
@@ -225,14 +228,24 @@ impl Question {
 }
 
 impl Lookup {
+    /// The same, for who does not know EDNS.
+    pub(crate) fn without_edns(&self) -> Self {
+        Self {
+            edns: false,
+            ..self.clone()
+        }
+    }
+
     /// The message that asks for it.
     pub(crate) fn message(&self, id: u16) -> Vec<u8> {
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
-        message.add_query(self.0.clone());
-        let mut edns = Edns::new();
-        edns.set_max_payload(LARGE_UDP);
-        message.set_edns(edns);
+        message.add_query(self.query.clone());
+        if self.edns {
+            let mut edns = Edns::new();
+            edns.set_max_payload(LARGE_UDP);
+            message.set_edns(edns);
+        }
         message.to_vec().unwrap_or_default()
     }
 
@@ -242,10 +255,10 @@ impl Lookup {
             return Reply::Other;
         };
         let metadata = &message.metadata;
-        if metadata.id != id
-            || metadata.message_type != MessageType::Response
-            || message.queries != [self.0.clone()]
-        {
+        // Who has not understood the question may not repeat it.
+        let repeated = message.queries == [self.query.clone()]
+            || (metadata.response_code == ResponseCode::FormErr && message.queries.is_empty());
+        if metadata.id != id || metadata.message_type != MessageType::Response || !repeated {
             return Reply::Other;
         }
         if metadata.truncation {
@@ -462,6 +475,11 @@ mod tests {
         }
         let truncated = reply(&|message| message.metadata.truncation = true);
         assert!(matches!(truncated, Reply::Truncated));
+        let not_understood = reply(&|message| {
+            message.queries.clear();
+            message.metadata.response_code = ResponseCode::FormErr;
+        });
+        assert!(matches!(not_understood, Reply::Answer(_)));
     }
 
     #[test]
