@@ -87,10 +87,6 @@ impl Driver {
                 self.reset(flow);
                 return;
             }
-            Moved::Gone => {
-                self.reset(flow);
-                return;
-            }
         }
         if connection.sent && connection.received {
             self.connections.remove(&flow);
@@ -208,10 +204,8 @@ enum Moved {
     On,
     /// There are more, but it is another's turn.
     TurnOver,
-    /// The socket is broken.
+    /// The socket is broken, or the guest has reset the connection, or was not let on.
     Broken,
-    /// The guest has reset the connection, or was not let on.
-    Gone,
 }
 
 impl Connection {
@@ -236,7 +230,7 @@ impl Connection {
                         Err(_) => Moved::Broken,
                     };
                 }
-                Ok(Taken::Gone) => return Moved::Gone,
+                Ok(Taken::Gone) => return Moved::Broken,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Moved::On,
                 Err(_) => return Moved::Broken,
             }
@@ -264,7 +258,7 @@ impl Connection {
                 }
                 Ok(Given::Bytes(_)) => {}
                 Ok(Given::NoRoom) => return Moved::On,
-                Ok(Given::Gone) => return Moved::Gone,
+                Ok(Given::Gone) => return Moved::Broken,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Moved::On,
                 Err(_) => return Moved::Broken,
             }

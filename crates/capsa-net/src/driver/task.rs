@@ -128,7 +128,8 @@ impl Driver {
             self.others_first ^= sent;
             self.tell_events(context);
             let waiting = self.stack.waits_for_room() || others == Delivered::NoRoom;
-            let again = sent && waiting || others == Delivered::Some;
+            // What has waited too long ends while it sends.
+            let again = sent && waiting || others == Delivered::Some || self.stack.has_touched();
             if !(received || tasks || sockets || wishes || again || self.is_alarmed(context)) {
                 return Poll::Pending;
             }

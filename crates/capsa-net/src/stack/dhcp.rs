@@ -47,7 +47,14 @@ pub(super) fn answer(message: &[u8], addresses: &Addresses, mtu: u16) -> Option<
         DhcpMessageType::Inform => DhcpMessageType::Ack,
         _ => return None,
     };
-    let starts = asked.message_type == DhcpMessageType::Discover;
+    let starts = match asked.message_type {
+        DhcpMessageType::Discover => true,
+        // With the address that it had before (INIT-REBOOT; RFC 2131, 4.3.2).
+        DhcpMessageType::Request => {
+            server.is_none() && asked.requested_ip.is_some() && asked.client_ip.is_unspecified()
+        }
+        _ => false,
+    };
     let leases = kind != DhcpMessageType::Nak && asked.message_type != DhcpMessageType::Inform;
     let informs = kind != DhcpMessageType::Nak;
 

@@ -17,11 +17,13 @@ use smoltcp::wire::{
 
 use super::egress::{Egress, GATEWAY_MAC};
 
-/// How long an acknowledgement waits for an answer of the other side to go with. A frame less is an interrupt
-/// less for the guest, in each round trip with somebody near; a guest that waits for the acknowledgement
-/// itself, as one whose kernel collects small writes (Nagle's algorithm), is held up no longer than this. Kernels
-/// wait 40 ms and more. Of two full segments the second is acknowledged at once (RFC 9293, 3.8.6.3).
-const ACK_DELAY: Duration = Duration::from_millis(1);
+/// How long an acknowledgement waits for an answer of the other side to go with, in a conversation. A frame less is
+/// an interrupt less for the guest, in each round trip with somebody near. Kernels wait 40 ms and more.
+pub(super) const ACK_DELAY: Duration = Duration::from_millis(1);
+
+/// After how many answers in turn it is a conversation. A guest whose kernel collects small writes (Nagle's
+/// algorithm, RFC 896) sends the next one when the last is acknowledged, and would send one in each delay.
+const ANSWERS: u8 = 3;
 
 /// How long the guest may take to complete a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,6 +44,10 @@ pub(super) struct Flow {
     handle: SocketHandle,
     /// Bytes of both buffers.
     pub(super) buffers: usize,
+    /// The other side has heard something and not answered yet.
+    heard: bool,
+    /// How often it has answered in turn.
+    answers: u8,
 }
 
 /// A socket without a connection, whose two buffers are what a connection costs most: new ones are zeroed.
@@ -90,7 +96,7 @@ impl Flow {
         // The other side has cut the stream into segments by its own algorithm.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(CONNECT_TIMEOUT));
-        socket.set_ack_delay(Some(ACK_DELAY));
+        socket.set_ack_delay(None);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         Self {
@@ -98,6 +104,8 @@ impl Flow {
             sockets,
             handle,
             buffers,
+            heard: false,
+            answers: 0,
         }
     }
 
@@ -131,6 +139,26 @@ impl Flow {
             State::Listen | State::SynSent | State::SynReceived
         ) {
             socket.set_timeout(None);
+        }
+    }
+
+    /// Says that the other side has heard something.
+    pub(super) fn heard(&mut self) {
+        if self.heard {
+            self.answers = 0;
+            self.socket().set_ack_delay(None);
+        }
+        self.heard = true;
+    }
+
+    /// Says that the other side has said something.
+    pub(super) fn answered(&mut self) {
+        if self.heard {
+            self.answers = self.answers.saturating_add(1);
+        }
+        self.heard = false;
+        if self.answers >= ANSWERS {
+            self.socket().set_ack_delay(Some(ACK_DELAY));
         }
     }
 

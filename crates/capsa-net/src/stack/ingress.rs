@@ -66,7 +66,7 @@ impl Stack {
         match packet.header.next_header() {
             IpProtocol::Udp => self.udp(packet, now),
             IpProtocol::Tcp => self.tcp(packet, now),
-            IpProtocol::Icmp | IpProtocol::Icmpv6 => self.icmp(packet),
+            IpProtocol::Icmp | IpProtocol::Icmpv6 => self.icmp(packet, now),
             _ if !self.is_routable(packet) => {}
             _ => self.unreachable(packet, Unreachable::Prohibited),
         }
@@ -91,7 +91,7 @@ impl Stack {
         self.decided(protocol, ends, Vec::new(), decision, now);
     }
 
-    pub(super) fn icmp(&mut self, packet: &Packet<'_>) {
+    pub(super) fn icmp(&mut self, packet: &Packet<'_>, now: Instant) {
         let caps = ChecksumCapabilities::default();
         let addresses = [packet.header.dst_addr(), packet.header.src_addr()];
         let ours = self.addresses.is_ours(packet.destination());
@@ -124,7 +124,8 @@ impl Stack {
                 });
                 match message {
                     Ok(Icmpv6Repr::Ndisc(message)) => {
-                        neighbor::ndisc(&header, &message, &self.addresses, &mut self.egress);
+                        let (router, egress) = (&mut self.router, &mut self.egress);
+                        neighbor::ndisc(&header, &message, &self.addresses, router, egress, now);
                     }
                     Ok(Icmpv6Repr::EchoRequest {
                         ident,
@@ -246,13 +247,17 @@ impl Stack {
     /// Begins a connection of the guest.
     pub(super) fn begin(&mut self, packet: &Packet<'_>, ends: Ends, now: Instant) {
         let asks = self.addresses.is_gateway(ends.peer.ip()) && ends.peer.port() == dns::PORT;
+        let time = self.time(now);
+        if let Some(flow) = self.tcp.forget_given_up(time) {
+            self.wishes.push_back(Wish::Abandon { flow });
+        }
         let held = if asks {
-            self.tcp.hold(ends, packet.bytes, None)
+            self.tcp.hold(ends, packet.bytes, None, time)
         } else {
             let Some((to, inspection)) = self.admit(packet, Protocol::Tcp, ends, now) else {
                 return;
             };
-            let held = self.tcp.hold(ends, packet.bytes, inspection);
+            let held = self.tcp.hold(ends, packet.bytes, inspection, time);
             if let Ok(flow) = held {
                 self.wishes.push_back(Wish::Connect { flow, to });
             }

@@ -45,6 +45,7 @@ use egress::{Egress, Unreachable};
 use events::Events;
 use flow::{Ends, Refuser};
 pub use frames::Frames;
+use neighbor::Router;
 use packet::read_syn;
 use questions::Questions;
 pub use resolver::QuestionId;
@@ -58,6 +59,7 @@ pub use wish::{ConnectFailure, Target, Wish};
 pub struct Stack {
     start: Instant,
     addresses: Addresses,
+    router: Router,
     filter: Filter,
     services: Vec<HostService>,
     egress: Egress,
@@ -98,6 +100,7 @@ impl Stack {
         Ok(Self {
             start: now,
             addresses: Addresses::new(network),
+            router: Router::default(),
             filter,
             services: network.services.clone(),
             refuser: Refuser::new(&mut egress),
@@ -356,6 +359,7 @@ impl Stack {
         while let Some(peer) = self.udp.expire(now) {
             self.wishes.push_back(Wish::CloseUdp { peer });
         }
+        self.router.send(&self.addresses, &mut self.egress, now);
         let time = self.time(now);
         self.tcp.send(&mut self.egress, time);
     }
@@ -368,7 +372,14 @@ impl Stack {
             let micros = u64::try_from(at.total_micros()).unwrap_or(0);
             self.start + Duration::from_micros(micros)
         });
-        [tcp, self.udp.expire_at()].into_iter().flatten().min()
+        let all = [tcp, self.udp.expire_at(), self.router.send_at()];
+        all.into_iter().flatten().min()
+    }
+
+    /// Whether [`next_touched`](Self::next_touched) has one to name.
+    #[must_use]
+    pub fn has_touched(&self) -> bool {
+        self.tcp.has_touched()
     }
 
     /// Whether connections wait for room among the frames.

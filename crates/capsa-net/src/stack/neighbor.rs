@@ -2,6 +2,7 @@
 //! advertisements, from which a guest makes its own IPv6 address.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
 
 use smoltcp::time::Duration;
 use smoltcp::wire::{
@@ -19,8 +20,13 @@ pub(super) const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Neighbor discovery must not come through a router (RFC 4861, 7.1).
 const NEIGHBOR_HOPS: u8 = 255;
 
-/// How long the router is one: the longest there is (RFC 8319), as it lives as long as the link.
+/// How long the router is one, if it does not say so again: the longest there is (RFC 8319), as it lives as long
+/// as the link.
 const ROUTER_LIFETIME: Duration = Duration::from_secs(65_535);
+
+/// When it says so again, about every six hours: a third of it, so that a guest may miss two (the usual share by
+/// RFC 4861, 6.2.1; so long by RFC 8319). Not by chance, as there is no other router to keep apart from.
+const INTERVAL: std::time::Duration = std::time::Duration::from_secs(65_535 / 3);
 
 /// For ever (RFC 4861, 4.6.2).
 const INFINITE: Duration = Duration::from_secs(u32::MAX as u64);
@@ -57,7 +63,9 @@ pub(super) fn ndisc(
     header: &Ipv6Repr,
     message: &NdiscRepr<'_>,
     addresses: &Addresses,
+    router: &mut Router,
     egress: &mut Egress,
+    now: Instant,
 ) {
     if header.hop_limit != NEIGHBOR_HOPS {
         return;
@@ -77,8 +85,42 @@ pub(super) fn ndisc(
             let reply = Icmpv6Repr::Ndisc(reply);
             egress.icmpv6([(*target_addr).into(), to], NEIGHBOR_HOPS, &reply, &[]);
         }
-        NdiscRepr::RouterSolicit { .. } => advertise(header.src_addr, addresses, egress),
+        NdiscRepr::RouterSolicit { .. } => {
+            router.advertise(header.src_addr, addresses, egress, now);
+        }
         _ => {}
+    }
+}
+
+/// What the router has to say by itself: nothing to a guest that has never asked, which goes by what it was
+/// told otherwise.
+#[derive(Debug, Default)]
+pub(super) struct Router {
+    advertise_at: Option<Instant>,
+}
+
+impl Router {
+    /// Advertises itself again, if it is time.
+    pub(super) fn send(&mut self, addresses: &Addresses, egress: &mut Egress, now: Instant) {
+        if self.advertise_at.is_some_and(|at| at <= now) {
+            self.advertise(IPV6_LINK_LOCAL_ALL_NODES, addresses, egress, now);
+        }
+    }
+
+    /// When to do so.
+    pub(super) fn send_at(&self) -> Option<Instant> {
+        self.advertise_at
+    }
+
+    fn advertise(
+        &mut self,
+        to: Ipv6Addr,
+        addresses: &Addresses,
+        egress: &mut Egress,
+        now: Instant,
+    ) {
+        self.advertise_at = Some(now + INTERVAL);
+        advertise(to, addresses, egress);
     }
 }
 

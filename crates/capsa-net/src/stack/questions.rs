@@ -59,7 +59,7 @@ impl Stack {
                     Ok(Given::Bytes(_)) => {}
                     Ok(Given::Gone) => {
                         self.questions.remove(&flow);
-                        return;
+                        return self.tcp.abort(flow);
                     }
                     _ => break,
                 }

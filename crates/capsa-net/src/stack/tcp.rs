@@ -12,6 +12,7 @@
 //! buffers.
 
 mod inspection;
+mod room;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -27,17 +28,9 @@ use crate::config::Limits;
 use crate::inspect::MAX_HEAD;
 use crate::policy::Filter;
 
+use room::{LARGEST_BUFFER, SPARES};
+
 pub(super) use inspection::{Inspection, Judgement};
-
-/// What a buffer may have. A window of that size needs less than a millisecond of a fast link.
-const LARGEST_BUFFER: usize = 256 << 10;
-/// What it must have: the head that is looked at fits.
-const SMALLEST_BUFFER: usize = MAX_HEAD;
-/// The part of the free memory that a new connection's two buffers take.
-const SHARE: usize = 32;
-
-/// How many buffers are kept for connections to come, half of what is free when the last of the largest are given.
-const SPARES: usize = SHARE / 2;
 
 /// The first port of connections to the guest (RFC 6335, 6).
 const FIRST_EPHEMERAL: u16 = 49152;
@@ -126,12 +119,21 @@ struct Entry {
     forwarded: bool,
     due: bool,
     touched: bool,
+    /// The other side has taken all that the guest has sent, and its end.
+    taken: bool,
+    /// When both sides had ended. What the other side has not taken then is kept for it.
+    over: Option<Instant>,
     lingering: bool,
     alarm: Option<Instant>,
 }
 
 enum Phase {
-    Connecting { syn: Vec<u8> },
+    /// With the guest's SYN, which it has said first and last at these times.
+    Connecting {
+        syn: Vec<u8>,
+        first: Instant,
+        last: Instant,
+    },
     Open(Box<Flow>),
 }
 
@@ -182,9 +184,18 @@ impl Table {
                 Segment::Abandoned(id)
             }
             // The same SYN again.
+            Phase::Connecting { last, .. } if begins => {
+                *last = now;
+                Segment::Known
+            }
             Phase::Connecting { .. } => Segment::Known,
-            Phase::Open(flow) if begins && flow.state() == State::TimeWait => {
-                self.remove(index);
+            // Another connection between the same ends.
+            Phase::Open(_) if begins && entry.over.is_some() => {
+                if entry.taken {
+                    self.remove(index);
+                } else {
+                    self.by_ends.remove(&ends);
+                }
                 Segment::Unknown
             }
             // The guest has started anew and takes the same port again. Asked for the connection that it has
@@ -195,7 +206,16 @@ impl Table {
                 Segment::Known
             }
             Phase::Open(flow) => {
+                let before = flow.state();
                 flow.receive(packet, egress, now);
+                match (before, flow.state()) {
+                    // A guest that has given up meanwhile; smoltcp would listen for another.
+                    (State::SynReceived, State::Listen) => flow.socket().abort(),
+                    (State::LastAck, State::Closed) | (_, State::TimeWait) => {
+                        entry.over.get_or_insert(now);
+                    }
+                    _ => {}
+                }
                 self.touch(index);
                 Segment::Known
             }
@@ -208,6 +228,7 @@ impl Table {
         ends: Ends,
         syn: &[u8],
         inspection: Option<Inspection>,
+        now: Instant,
     ) -> Result<FlowId, Full> {
         if self.connecting >= self.limits.tcp_connecting {
             return Err(Full::Connecting);
@@ -217,8 +238,12 @@ impl Table {
             return Err(Full::Flows);
         }
         self.connecting += 1;
-        let syn = syn.to_vec();
-        Ok(self.insert(ends, Phase::Connecting { syn }, inspection))
+        let state = Phase::Connecting {
+            syn: syn.to_vec(),
+            first: now,
+            last: now,
+        };
+        Ok(self.insert(ends, state, inspection))
     }
 
     /// Answers the SYN that was kept. Without memory for the buffers, the connection goes.
@@ -241,7 +266,7 @@ impl Table {
         self.free -= flow.buffers;
         let entry = &mut self.flows[index];
         let before = std::mem::replace(&mut entry.state, Phase::Open(Box::new(flow)));
-        if let (Phase::Connecting { syn }, Phase::Open(flow)) = (before, &mut entry.state) {
+        if let (Phase::Connecting { syn, .. }, Phase::Open(flow)) = (before, &mut entry.state) {
             self.connecting -= 1;
             flow.receive(&syn, egress, now);
             if flow.state() == State::Listen {
@@ -361,11 +386,16 @@ impl Table {
                 if let Some(inspection) = &mut entry.inspection {
                     inspection.passed(length);
                 }
+                flow.heard();
                 // The window has grown.
                 self.want_turn(index);
                 Ok(Taken::Bytes(length))
             }
-            Err(RecvError::Finished) => Ok(Taken::Finished),
+            Err(RecvError::Finished) => {
+                entry.taken = true;
+                self.want_turn(index);
+                Ok(Taken::Finished)
+            }
             Err(RecvError::InvalidState) => Ok(match socket.state() {
                 State::Listen | State::SynSent | State::SynReceived => Taken::Nothing,
                 _ => Taken::Gone,
@@ -401,6 +431,7 @@ impl Table {
             return Ok(Given::Gone);
         };
         let length = result?;
+        flow.answered();
         self.want_turn(index);
         Ok(Given::Bytes(length))
     }
@@ -417,6 +448,7 @@ impl Table {
     pub(super) fn abort(&mut self, id: FlowId) {
         if let Some((index, flow)) = self.open(id) {
             flow.socket().abort();
+            self.flows[index].taken = true;
             self.want_turn(index);
         } else if let Some(index) = self.index(id) {
             self.remove(index);
@@ -447,6 +479,8 @@ impl Table {
             forwarded: false,
             due: false,
             touched: false,
+            taken: false,
+            over: None,
             lingering: false,
             alarm: None,
         });
@@ -458,7 +492,9 @@ impl Table {
     fn remove(&mut self, index: usize) -> Option<Vec<u8>> {
         let id = self.id(index);
         let entry = self.flows.remove(index);
-        self.by_ends.remove(&entry.ends);
+        if self.by_ends.get(&entry.ends) == Some(&index) {
+            self.by_ends.remove(&entry.ends);
+        }
         if let Some(at) = entry.alarm {
             self.alarms.remove(&(at, index));
         }
@@ -472,7 +508,7 @@ impl Table {
             self.touched.push_back(id);
         }
         match entry.state {
-            Phase::Connecting { syn } => {
+            Phase::Connecting { syn, .. } => {
                 self.connecting -= 1;
                 Some(syn)
             }
@@ -488,49 +524,6 @@ impl Table {
                 None
             }
         }
-    }
-
-    fn has_enough_forwarded(&self) -> bool {
-        self.forwarded >= self.limits.tcp_flows.div_ceil(2)
-            || self.forwarded_buffers >= self.limits.tcp_buffers / 2
-    }
-
-    /// Sees to room for a connection.
-    fn make_room(&mut self) {
-        self.forget_lingering(|table| {
-            table.flows.len() >= table.limits.tcp_flows || table.free < table.limits.tcp_buffers / 2
-        });
-    }
-
-    /// Forgets those that only linger, oldest first, as long as room is short.
-    fn forget_lingering(&mut self, is_short: impl Fn(&Self) -> bool) {
-        while is_short(self) {
-            let Some(id) = self.lingering.pop_front() else {
-                break;
-            };
-            if let Some(index) = self.index(id) {
-                self.remove(index);
-            }
-        }
-        // Most of them have left by themselves.
-        while let Some(&id) = self.lingering.front()
-            && self.index(id).is_none()
-        {
-            self.lingering.pop_front();
-        }
-    }
-
-    /// A new connection's buffers, used ones if there are any.
-    fn buffers(&mut self) -> Option<Buffers> {
-        let share = (self.free / SHARE / 2).clamp(SMALLEST_BUFFER, LARGEST_BUFFER);
-        if share < LARGEST_BUFFER {
-            // The memory is for others now.
-            self.spare.clear();
-        }
-        if 2 * share > self.free {
-            return None;
-        }
-        Some(self.spare.pop().unwrap_or_else(|| Buffers::new(share)))
     }
 
     fn id(&self, index: usize) -> FlowId {

@@ -12,6 +12,8 @@ use capsa_net::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 use crate::guest::{Guest, Kind, PATIENCE};
 use crate::host::{pattern, run, serve, serve_once_closed};
@@ -100,6 +102,19 @@ fn a_guest_that_refuses_is_a_connection_that_is_cut() {
     });
     let end = guest.while_waiting(|| client.join().unwrap());
     assert_eq!(end, std::io::ErrorKind::ConnectionReset);
+}
+
+/// Nothing else happens when the network gives up on the guest.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_answer_is_a_connection_that_is_cut() {
+    let (_silent, link) = Guest::new(Kind::Stream, 1500);
+    let network = Network::new(forwarding(Protocol::Tcp)).unwrap();
+    let listening = network.listening().unwrap()[0];
+    tokio::spawn(network.run(Link::new(link).unwrap()));
+    let mut stream = tokio::net::TcpStream::connect(listening).await.unwrap();
+    let ended = timeout(Duration::from_secs(60), stream.read_u8()).await;
+    let error = ended.expect("an end").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub(crate) struct World {
 #[derive(Default)]
 pub(crate) struct Stream {
     pub(crate) received: Vec<u8>,
+    /// It takes nothing at present.
+    pub(crate) busy: bool,
     /// How often bytes were received.
     pub(crate) reads: usize,
     pub(crate) to_send: VecDeque<u8>,
@@ -161,7 +163,7 @@ impl Lab {
         let Some(stream) = self.world.streams.get_mut(&flow) else {
             return;
         };
-        loop {
+        while !stream.busy {
             let received = &mut stream.received;
             let taken = self.stack.take(flow, self.now, |bytes| {
                 received.extend_from_slice(bytes);
@@ -238,6 +240,12 @@ impl Lab {
     fn time(&self) -> smoltcp::time::Instant {
         let passed = (self.now - self.start).as_micros();
         smoltcp::time::Instant::from_micros(i64::try_from(passed).unwrap())
+    }
+
+    /// Connects from the port of the last connection.
+    pub(crate) fn connect_again(&mut self, to: SocketAddr) -> SocketHandle {
+        self.next_port -= 1;
+        self.connect(to)
     }
 
     pub(crate) fn connect(&mut self, to: SocketAddr) -> SocketHandle {

@@ -73,6 +73,37 @@ fn those_that_only_linger_make_room() {
     assert!(reached(&mut lab).is_empty());
 }
 
+/// While the first of those that linger does so.
+#[test]
+fn those_that_others_take_the_place_of_leave_nothing() {
+    fn cycle(lab: &mut Lab, connection: SocketHandle) {
+        lab.pass(Duration::from_millis(1));
+        for stream in lab.world.streams.values_mut() {
+            stream.finish = true;
+        }
+        lab.pass(Duration::from_millis(1));
+        lab.tcp(connection).close();
+        lab.pass(Duration::from_millis(1));
+        lab.sockets.remove(connection);
+        lab.world.streams.clear();
+        lab.events();
+    }
+
+    let mut lab = lab(Limits::default());
+    for _ in 0..10 {
+        let connection = lab.connect(WEB.parse().unwrap());
+        cycle(&mut lab, connection);
+    }
+    let allocated = allocation_counter::measure(|| {
+        for _ in 0..2000 {
+            let connection = lab.connect_again(WEB.parse().unwrap());
+            cycle(&mut lab, connection);
+        }
+    });
+    assert_eq!(lab.stack.flows().0, 10);
+    assert!(allocated.bytes_current < 16 << 10, "{allocated:?}");
+}
+
 #[test]
 fn connections_share_the_memory_and_are_refused_without() {
     let mut lab = lab(Limits {
@@ -107,6 +138,36 @@ fn connections_that_lead_nowhere_are_few() {
     let connection = lab.connect(WEB.parse().unwrap());
     lab.pass(Duration::from_millis(100));
     assert_eq!(lab.state(connection), tcp::State::Established);
+}
+
+#[test]
+fn connections_that_the_guest_has_given_up_make_room() {
+    let mut lab = lab(Limits {
+        tcp_connecting: 2,
+        ..Limits::default()
+    });
+    let hole = "8.8.8.8:80".parse().unwrap();
+    let holes = [(); 2].map(|()| lab.connect(hole));
+    let state_of_another = |lab: &mut Lab| {
+        let connection = lab.connect(WEB.parse().unwrap());
+        lab.pass(Duration::from_millis(100));
+        let state = lab.state(connection);
+        lab.tcp(connection).abort();
+        lab.pass(Duration::from_millis(100));
+        state
+    };
+    // As long as it goes on asking, it has not.
+    for _ in 0..5 {
+        lab.pass(Duration::from_secs(3));
+        assert_eq!(state_of_another(&mut lab), tcp::State::Closed);
+    }
+    // Its kernel says nothing when a program ends.
+    for connection in holes {
+        lab.sockets.remove(connection);
+    }
+    assert_eq!(state_of_another(&mut lab), tcp::State::Closed);
+    lab.pass(Duration::from_secs(60));
+    assert_eq!(state_of_another(&mut lab), tcp::State::Established);
 }
 
 #[test]

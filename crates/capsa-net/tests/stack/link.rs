@@ -1,6 +1,8 @@
 //! What a guest needs of its link: addresses, neighbors, a router, echoes.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use capsa_net::policy::{NetworkPolicy, Reason, Rule};
@@ -220,6 +222,19 @@ fn dhcp_says_what_a_guest_needs_to_know() {
 
 #[test]
 fn a_guest_that_starts_anew_loses_its_old_connections_and_one_that_does_not_keeps_them() {
+    let own = Ipv4Addr::new(10, 0, 2, 3);
+    let discover = request(MessageType::Discover, []);
+    let had_before = [DhcpOption::RequestedIpAddress(own)];
+    let reboot = request(MessageType::Request, had_before);
+    let mut renewal = request(MessageType::Request, []);
+    renewal.set_ciaddr(own);
+    assert!(loses_old_connections(&discover));
+    assert!(loses_old_connections(&reboot));
+    assert!(!loses_old_connections(&renewal));
+}
+
+/// Whether a guest that says `message` loses a connection that it knows no more. It keeps the one that it knows.
+fn loses_old_connections(message: &Message) -> bool {
     let mut lab = Lab::new(&UserNetwork::default());
     lab.world.answers.insert(WEB.parse().unwrap(), Ok(()));
     let [old, kept] = [0, 1].map(|_| lab.connect(WEB.parse().unwrap()));
@@ -228,17 +243,11 @@ fn a_guest_that_starts_anew_loses_its_old_connections_and_one_that_does_not_keep
     // The one is forgotten as by a reboot: what comes for it is answered with a reset.
     lab.sockets.remove(old);
     assert_eq!(lab.stack.flows().0, 2);
-    dhcp(&mut lab, &request(MessageType::Discover, [])).unwrap();
+    dhcp(&mut lab, message).unwrap();
     lab.pass(Duration::from_secs(1));
-    assert_eq!(lab.stack.flows().0, 1);
-    assert_eq!(
-        lab.world
-            .streams
-            .values()
-            .filter(|stream| stream.gone)
-            .count(),
-        1
-    );
+    let gone = lab.world.streams.values().filter(|stream| stream.gone);
+    let lost = gone.count();
+    assert_eq!(lab.stack.flows().0, 2 - lost);
     lab.tcp(kept).send_slice(b"still here").unwrap();
     lab.pass(Duration::from_secs(1));
     assert!(
@@ -247,6 +256,7 @@ fn a_guest_that_starts_anew_loses_its_old_connections_and_one_that_does_not_keep
             .values()
             .any(|stream| stream.received == b"still here")
     );
+    lost == 1
 }
 
 #[test]
@@ -347,14 +357,13 @@ fn nobody_answers_a_guest_that_is_somebody_else() {
     }
 }
 
-#[test]
-fn the_router_says_which_network_this_is() {
-    let mut lab = Lab::new(&UserNetwork::default());
-    let (from, to): (Ipv6Addr, Ipv6Addr) = ("fe80::9".parse().unwrap(), "ff02::2".parse().unwrap());
+/// A frame of a guest that looks for a router.
+fn solicit(from: Ipv6Addr) -> Vec<u8> {
+    let to: Ipv6Addr = "ff02::2".parse().unwrap();
     let caps = ChecksumCapabilities::default();
     let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
     let length = message.buffer_len();
-    let solicit = frame(
+    frame(
         from.into(),
         to.into(),
         IpProtocol::Icmpv6,
@@ -362,8 +371,61 @@ fn the_router_says_which_network_this_is() {
         |content| {
             message.emit(&from, &to, &mut Icmpv6Packet::new_unchecked(content), &caps);
         },
-    );
-    let [reply] = &lab.raw(&solicit)[..] else {
+    )
+}
+
+/// To whom a frame says that the router is one, and for how long.
+fn advertised(frame: &[u8]) -> Option<(Ipv6Addr, Duration)> {
+    let packet = Ipv6Packet::new_checked(frame.get(14..)?).ok()?;
+    let message = Icmpv6Packet::new_checked(packet.payload()).ok()?;
+    let (from, to) = (packet.src_addr(), packet.dst_addr());
+    let caps = ChecksumCapabilities::default();
+    match Icmpv6Repr::parse(&from, &to, &message, &caps).ok()? {
+        Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
+            router_lifetime, ..
+        }) => Some((to, router_lifetime.into())),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_router_says_again_that_it_is_one_to_a_guest_that_has_asked() {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    let mut lab = Lab::new(&UserNetwork::default());
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let heard = Rc::clone(&seen);
+    lab.to_guest = Box::new(move |frame| {
+        heard.borrow_mut().extend(advertised(&frame));
+        vec![frame]
+    });
+    lab.pass(24 * HOUR);
+    assert_eq!(*seen.borrow(), [], "to a guest that has not asked");
+    assert_eq!(lab.stack.send_at(), None);
+
+    let guest = "fe80::9".parse().unwrap();
+    let answers = lab.raw(&solicit(guest));
+    let (to, lifetime) = answers.iter().find_map(|frame| advertised(frame)).unwrap();
+    assert_eq!(to, guest);
+    let mut route_ends = lab.now + lifetime;
+    let mut count = 0;
+    for _ in 0..24 {
+        lab.pass(HOUR);
+        for (to, lifetime) in seen.borrow_mut().drain(..) {
+            assert_eq!(to, "ff02::1".parse::<Ipv6Addr>().unwrap());
+            route_ends = lab.now + lifetime - HOUR;
+            count += 1;
+        }
+        assert!(lab.now < route_ends, "{count}");
+    }
+    assert_eq!(count, 3);
+}
+
+#[test]
+fn the_router_says_which_network_this_is() {
+    let mut lab = Lab::new(&UserNetwork::default());
+    let from: Ipv6Addr = "fe80::9".parse().unwrap();
+    let caps = ChecksumCapabilities::default();
+    let [reply] = &lab.raw(&solicit(from))[..] else {
         panic!("no router");
     };
     let packet = Ipv6Packet::new_checked(&reply[14..]).unwrap();
@@ -393,7 +455,7 @@ fn the_router_says_which_network_this_is() {
         subnet6: None,
         ..UserNetwork::default()
     };
-    assert!(Lab::new(&without).raw(&solicit).is_empty());
+    assert!(Lab::new(&without).raw(&solicit(from)).is_empty());
 }
 
 #[test]

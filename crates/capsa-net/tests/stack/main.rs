@@ -6,6 +6,7 @@
 mod lab;
 mod program;
 
+mod denied;
 mod limits;
 mod link;
 mod names;

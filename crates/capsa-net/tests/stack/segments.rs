@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use capsa_net::UserNetwork;
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
@@ -65,34 +66,68 @@ fn bytes_that_come_with_the_end_are_not_lost() {
     );
 }
 
-#[test]
-fn an_acknowledgement_goes_with_an_answer_that_comes_at_once() {
-    let mut lab = lab();
-    let connection = lab.connect(WEB.parse().unwrap());
-    lab.pass(Duration::from_secs(1));
+/// Says `question` in pieces, each as one write. Returns how many frames the guest gets until it has an answer to the
+/// whole.
+fn exchange(lab: &mut Lab, connection: SocketHandle, question: &[&[u8]]) -> usize {
     let frames = Rc::new(RefCell::new(0));
     let counted = Rc::clone(&frames);
     lab.to_guest = Box::new(move |frame| {
         *counted.borrow_mut() += 1;
         vec![frame]
     });
-    lab.tcp(connection).send_slice(b"question").unwrap();
-    let mut asked = false;
-    let answered = lab.until(Duration::from_secs(1), |lab| {
+    for piece in question {
+        lab.tcp(connection).send_slice(piece).unwrap();
+        lab.step();
+    }
+    let whole = question.concat();
+    let heard = lab.until(Duration::from_secs(1), |lab| {
         let stream = lab.world.streams.values_mut().next().unwrap();
-        if !asked && stream.received == b"question" {
-            asked = true;
+        (stream.received == whole).then(|| {
+            stream.received.clear();
             stream.to_send.extend(b"answer");
-        }
-        lab.tcp(connection).can_recv().then_some(())
+        })
     });
-    assert!(answered.is_some());
-    assert_eq!(*frames.borrow(), 1);
+    assert_eq!(heard, Some(()));
+    let answered = lab.until(Duration::from_secs(1), |lab| {
+        let socket = lab.tcp(connection);
+        let length = socket.recv_slice(&mut [0; 6]).unwrap();
+        (length > 0).then_some(length)
+    });
+    assert_eq!(answered, Some(6));
+    frames.take()
+}
+
+#[test]
+fn an_acknowledgement_goes_with_an_answer_in_a_conversation() {
+    let mut lab = lab();
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(1));
+    for _ in 0..3 {
+        exchange(&mut lab, connection, &[b"question"]);
+    }
+    assert_eq!(exchange(&mut lab, connection, &[b"question"]), 1);
     // Without an answer it does not wait for long.
     lab.tcp(connection).send_slice(b"question").unwrap();
     lab.pass(Duration::from_millis(2));
-    assert_eq!(*frames.borrow(), 2);
     assert_eq!(lab.tcp(connection).send_queue(), 0);
+}
+
+/// Each waits for the acknowledgement of the one before.
+#[test]
+fn small_writes_of_a_guest_that_collects_them_do_not_wait() {
+    let mut lab = lab();
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(1));
+    lab.tcp(connection).set_nagle_enabled(true);
+    for _ in 0..5 {
+        exchange(&mut lab, connection, &[b"question"]);
+    }
+    exchange(&mut lab, connection, &[b"a ", b"question"]);
+    let before = lab.now;
+    for _ in 0..5 {
+        exchange(&mut lab, connection, &[b"a ", b"question"]);
+    }
+    assert_eq!(lab.now, before);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use capsa_net::UserNetwork;
 use capsa_net::stack::Wish;
+use capsa_net::{Limits, UserNetwork};
 use smoltcp::socket::tcp;
 
 use crate::lab::{Fault, Lab};
@@ -70,6 +70,128 @@ fn frames_that_are_lost_doubled_and_reordered_damage_nothing() {
     assert!(received == data);
     let stream = lab.world.streams.values().next().unwrap();
     assert!(stream.received == data && !stream.gone);
+}
+
+/// Who ends first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Guest,
+    Other,
+}
+
+#[test]
+fn who_reads_slowly_gets_all_that_was_sent_before_both_ended() {
+    const SIZE: usize = 100_000;
+    for first in [First::Guest, First::Other] {
+        let mut lab = Lab::new(&UserNetwork {
+            limits: Limits {
+                tcp_flows: 1,
+                ..Limits::default()
+            },
+            ..UserNetwork::default()
+        });
+        lab.world.answers.insert(WEB.parse().unwrap(), Ok(()));
+        let connection = lab.connect(WEB.parse().unwrap());
+        lab.pass(Duration::from_secs(1));
+        let end = |lab: &mut Lab, of: First| {
+            let stream = lab.world.streams.values_mut().next().unwrap();
+            stream.busy = true;
+            match of {
+                First::Other => stream.finish = true,
+                First::Guest => {
+                    let sent = lab.tcp(connection).send_slice(&[7; SIZE]);
+                    assert_eq!(sent, Ok(SIZE));
+                    lab.tcp(connection).close();
+                }
+            }
+            lab.pass(Duration::from_secs(1));
+        };
+        end(&mut lab, first);
+        let second = match first {
+            First::Guest => First::Other,
+            First::Other => First::Guest,
+        };
+        end(&mut lab, second);
+        // Longer than a connection lingers, and another would like its place.
+        lab.pass(Duration::from_secs(60));
+        let another = lab.connect(WEB.parse().unwrap());
+        lab.pass(Duration::from_secs(1));
+        assert_eq!(lab.state(another), tcp::State::Closed, "{first:?}");
+        for stream in lab.world.streams.values_mut() {
+            stream.busy = false;
+        }
+        lab.pass(Duration::from_secs(60));
+        let stream = lab.world.streams.values().next().unwrap();
+        assert_eq!(stream.received.len(), SIZE, "{first:?}");
+        assert!(stream.ended && !stream.gone, "{first:?}");
+        let another = lab.connect(WEB.parse().unwrap());
+        lab.pass(Duration::from_secs(1));
+        assert_eq!(lab.state(another), tcp::State::Established, "{first:?}");
+    }
+}
+
+#[test]
+fn the_ends_of_a_connection_are_free_before_all_of_it_is_taken() {
+    let mut lab = lab();
+    let first = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(1));
+    let stream = lab.world.streams.values_mut().next().unwrap();
+    (stream.busy, stream.finish) = (true, true);
+    lab.pass(Duration::from_secs(1));
+    lab.tcp(first).send_slice(b"the rest").unwrap();
+    lab.tcp(first).close();
+    lab.pass(Duration::from_secs(1));
+    let second = lab.connect_again(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(60));
+    assert_eq!(lab.state(second), tcp::State::Established);
+    lab.world
+        .streams
+        .values_mut()
+        .for_each(|stream| stream.busy = false);
+    lab.pass(Duration::from_secs(60));
+    let streams: Vec<_> = lab.world.streams.values().collect();
+    assert!(streams.iter().all(|stream| !stream.gone));
+    assert!(
+        streams
+            .iter()
+            .any(|stream| stream.received == b"the rest" && stream.ended)
+    );
+    assert_eq!(lab.stack.flows().0, 1);
+}
+
+#[test]
+fn the_end_of_a_conversation_is_acknowledged_before_it_is_taken() {
+    let mut lab = lab();
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(1));
+    for _ in 0..4 {
+        lab.tcp(connection).send_slice(b"question").unwrap();
+        lab.pass(Duration::from_millis(1));
+        let stream = lab.world.streams.values_mut().next().unwrap();
+        stream.to_send.extend(b"answer");
+        lab.pass(Duration::from_millis(1));
+    }
+    let stream = lab.world.streams.values_mut().next().unwrap();
+    (stream.busy, stream.finish) = (true, true);
+    lab.pass(Duration::from_millis(100));
+    lab.tcp(connection).send_slice(b"the rest").unwrap();
+    lab.tcp(connection).close();
+    // Less than after which the guest would say it again.
+    lab.pass(Duration::from_millis(20));
+    assert_eq!(lab.state(connection), tcp::State::Closed);
+}
+
+#[test]
+fn a_guest_that_gives_up_while_it_is_connected_leaves_nothing() {
+    let mut lab = lab();
+    let connection = lab.connect(WEB.parse().unwrap());
+    while lab.world.streams.is_empty() {
+        assert!(lab.step());
+    }
+    // It has forgotten when the answer comes, and resets.
+    lab.sockets.remove(connection);
+    lab.pass(Duration::from_secs(1));
+    assert!(lab.world.streams.values().all(|stream| stream.gone));
 }
 
 #[test]

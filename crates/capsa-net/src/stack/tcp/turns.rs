@@ -5,6 +5,7 @@ use smoltcp::time::{Duration, Instant};
 
 use super::{FlowId, Phase, Table};
 use crate::stack::egress::Egress;
+use crate::stack::flow::ACK_DELAY;
 
 /// How many segments a connection sends before it is another's turn.
 const TURN: usize = 64;
@@ -46,22 +47,30 @@ impl Table {
             let Phase::Open(flow) = &mut entry.state else {
                 continue;
             };
-            let done = flow.send(TURN, egress, now);
+            // The end of its time would take what the other side has not: the clock stops with the last
+            // acknowledgement.
+            let last = entry.over.filter(|_| !entry.taken);
+            let last = last.map(|over| over + ACK_DELAY);
+            let time = last.map_or(now, |last| last.min(now));
+            let done = flow.send(TURN, egress, time);
             let state = flow.state();
-            match flow.send_at(now) {
+            match flow.send_at(time) {
                 None if state == State::Closed => {
-                    self.remove(index);
+                    if last.is_none() {
+                        self.remove(index);
+                    }
                     continue;
                 }
                 None => {}
+                Some(at) if last.is_some_and(|last| at > last) => {}
                 Some(_) if !done => self.want_turn(index),
                 Some(at) if at <= now && !egress.frames.has_room() => self.want_turn(index),
                 // Whatever it waits for, it does not spin.
                 Some(at) => self.set_alarm(index, at.max(now + SOONEST)),
             }
-            if state == State::TimeWait && !self.flows[index].lingering {
+            if state == State::TimeWait && last.is_none() && !self.flows[index].lingering {
                 self.flows[index].lingering = true;
-                self.lingering.push_back(self.id(index));
+                self.linger(index);
             }
         }
     }
@@ -75,6 +84,11 @@ impl Table {
     /// Whether something waits for room on the way to the guest.
     pub(in crate::stack) fn is_due(&self) -> bool {
         !self.due.is_empty()
+    }
+
+    /// Whether there is one whose other side has to look.
+    pub(in crate::stack) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
     }
 
     /// Makes the other side look, and the connection send.
