@@ -66,9 +66,9 @@ impl Guest {
         }
     }
 
-    /// Works until `done` says something.
-    pub(crate) fn until<R>(&mut self, done: impl FnMut(&mut Self) -> Option<R>) -> R {
-        self.within(PATIENCE, done).expect("it takes too long")
+    /// Works until `done` says something. Nothing, if that takes too long.
+    pub(crate) fn until<R>(&mut self, done: impl FnMut(&mut Self) -> Option<R>) -> Option<R> {
+        self.within(PATIENCE, done)
     }
 
     /// Works until `done` says something, or the time is over.

@@ -51,6 +51,10 @@ impl Network {
         }
     }
 
+    pub(crate) fn is_capsa(self) -> bool {
+        matches!(self, Self::Capsa | Self::CapsaMessages)
+    }
+
     /// What answers pings.
     pub(crate) fn gateway(self) -> Ipv4Addr {
         match self {
@@ -145,7 +149,7 @@ impl Running {
     /// Ends it once its link is closed. Returns how many allocations it has made, if it counts them.
     pub(crate) fn end(mut self) -> Option<u64> {
         let mut said = String::new();
-        if matches!(self.network, Network::Capsa | Network::CapsaMessages) {
+        if self.network.is_capsa() {
             let output = self.child.stdout.as_mut().expect("a pipe");
             output.read_to_string(&mut said).expect("the count");
         }

@@ -23,6 +23,9 @@ const TIME: Duration = Duration::from_secs(2);
 /// Bytes that are written or read at once.
 const PART: usize = 64 << 10;
 
+/// Bytes of a small write.
+const SMALL: usize = 1 << 10;
+
 /// How many connections there are at once.
 const AT_ONCE: usize = 8;
 
@@ -51,6 +54,7 @@ pub(crate) fn run() -> io::Result<()> {
     std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0")?;
     let servers = servers()?;
     measure("tcp-out", || tcp_out(servers.stream))?;
+    measure("small-writes", || small_writes(servers.stream))?;
     measure("tcp-in", || tcp_in(servers.stream))?;
     measure("udp", || udp(servers.datagrams))?;
     measure("connections", || connections(servers.greeter))?;
@@ -96,9 +100,20 @@ fn stream(port: u16, task: Task) -> io::Result<TcpStream> {
 
 /// Bytes to the host, all of which it has.
 fn tcp_out(port: u16) -> io::Result<u64> {
-    let mut stream = stream(port, Task::Sink)?;
-    let part = vec![7; PART];
-    let sent = repeat(|| stream.write_all(&part).map(|()| PART as u64))?;
+    let stream = stream(port, Task::Sink)?;
+    fill(stream, &[7; PART])
+}
+
+/// The same in small writes, which the kernel collects (Nagle's algorithm) as for most programs.
+fn small_writes(port: u16) -> io::Result<u64> {
+    let stream = stream(port, Task::Sink)?;
+    stream.set_nodelay(false)?;
+    fill(stream, &[7; SMALL])
+}
+
+/// Writes `part` again and again. Returns how many bytes the host has then.
+fn fill(mut stream: TcpStream, part: &[u8]) -> io::Result<u64> {
+    let sent = repeat(|| stream.write_all(part).map(|()| part.len() as u64))?;
     stream.shutdown(std::net::Shutdown::Write)?;
     stream.read_exact(&mut [0])?;
     Ok(sent)

@@ -22,10 +22,15 @@ struct Measurement {
     quantity: fn(f64, f64) -> f64,
 }
 
-const MEASUREMENTS: [Measurement; 6] = [
+const MEASUREMENTS: [Measurement; 7] = [
     Measurement {
         name: "tcp-out",
         title: "TCP from the guest, MB/s",
+        quantity: |bytes, seconds| bytes / seconds / 1e6,
+    },
+    Measurement {
+        name: "small-writes",
+        title: "TCP from the guest in writes of 1 KiB, MB/s",
         quantity: |bytes, seconds| bytes / seconds / 1e6,
     },
     Measurement {
