@@ -15,15 +15,8 @@ use smoltcp::wire::{
     ETHERNET_HEADER_LEN, EthernetFrame, EthernetProtocol, HardwareAddress, IpCidr, IpEndpoint,
 };
 
+use super::acknowledgement::Acknowledgement;
 use super::egress::{Egress, GATEWAY_MAC};
-
-/// How long an acknowledgement waits for an answer of the other side to go with, in a conversation. A frame less is
-/// an interrupt less for the guest, in each round trip with somebody near. Kernels wait 40 ms and more.
-pub(super) const ACK_DELAY: Duration = Duration::from_millis(1);
-
-/// After how many answers in turn it is a conversation. A guest whose kernel collects small writes (Nagle's
-/// algorithm, RFC 896) sends the next one when the last is acknowledged, and would send one in each delay.
-const ANSWERS: u8 = 3;
 
 /// How long the guest may take to complete a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,10 +37,7 @@ pub(super) struct Flow {
     handle: SocketHandle,
     /// Bytes of both buffers.
     pub(super) buffers: usize,
-    /// The other side has heard something and not answered yet.
-    heard: bool,
-    /// How often it has answered in turn.
-    answers: u8,
+    pub(super) acknowledgement: Acknowledgement,
 }
 
 /// A socket without a connection, whose two buffers are what a connection costs most: new ones are zeroed.
@@ -96,6 +86,7 @@ impl Flow {
         // The other side has cut the stream into segments by its own algorithm.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(CONNECT_TIMEOUT));
+        // An acknowledgement goes with whatever is sent; when by itself, its own part decides.
         socket.set_ack_delay(None);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
@@ -104,8 +95,7 @@ impl Flow {
             sockets,
             handle,
             buffers,
-            heard: false,
-            answers: 0,
+            acknowledgement: Acknowledgement::default(),
         }
     }
 
@@ -128,8 +118,11 @@ impl Flow {
 
     /// Takes an IP packet of the guest.
     pub(super) fn receive(&mut self, packet: &[u8], egress: &mut Egress, now: Instant) {
+        let socket = self.socket();
+        let queued = socket.recv_queue();
         // Whatever comes is the answer to a probe, and ends its timer.
-        self.socket().set_keep_alive(None);
+        socket.set_keep_alive(None);
+        let mtu = egress.mtu;
         let mut port = Port::new(Some(packet), egress);
         self.interface
             .poll_ingress_single(now, &mut port, &mut self.sockets);
@@ -140,35 +133,32 @@ impl Flow {
         ) {
             socket.set_timeout(None);
         }
+        let length = socket.recv_queue().saturating_sub(queued);
+        let size = socket.recv_capacity();
+        self.acknowledgement.received(length, size, mtu, now);
     }
 
-    /// Says that the other side has heard something.
-    pub(super) fn heard(&mut self) {
-        if self.heard {
-            self.answers = 0;
-            self.socket().set_ack_delay(None);
-        }
-        self.heard = true;
-    }
-
-    /// Says that the other side has said something.
-    pub(super) fn answered(&mut self) {
-        if self.heard {
-            self.answers = self.answers.saturating_add(1);
-        }
-        self.heard = false;
-        if self.answers >= ANSWERS {
-            self.socket().set_ack_delay(Some(ACK_DELAY));
-        }
+    /// Until when there is nothing to send but an acknowledgement that may wait.
+    pub(super) fn waits_until(&mut self) -> Option<Instant> {
+        let until = self.acknowledgement.waits_until()?;
+        let socket = self.socket();
+        (socket.state() == State::Established && socket.send_queue() == 0).then_some(until)
     }
 
     /// Sends up to `segments` of what there is to send. Returns whether that may have been all.
     pub(super) fn send(&mut self, segments: usize, egress: &mut Egress, now: Instant) -> bool {
         let mut port = Port::new(None, egress);
         (0..segments).any(|_| {
-            self.interface
-                .poll_egress(now, &mut port, &mut self.sockets)
-                == PollResult::None
+            let sent = self
+                .interface
+                .poll_egress(now, &mut port, &mut self.sockets);
+            match sent {
+                PollResult::None => true,
+                PollResult::SocketStateChanged => {
+                    self.acknowledgement.sent();
+                    false
+                }
+            }
         })
     }
 

@@ -10,6 +10,7 @@
 //! What the guest sends is not trusted anywhere here; what it may make the stack hold is in
 //! [`Limits`](crate::Limits).
 
+mod acknowledgement;
 mod addresses;
 mod dhcp;
 mod egress;

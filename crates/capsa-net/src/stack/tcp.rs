@@ -386,7 +386,7 @@ impl Table {
                 if let Some(inspection) = &mut entry.inspection {
                     inspection.passed(length);
                 }
-                flow.heard();
+                flow.acknowledgement.heard();
                 // The window has grown.
                 self.want_turn(index);
                 Ok(Taken::Bytes(length))
@@ -431,7 +431,7 @@ impl Table {
             return Ok(Given::Gone);
         };
         let length = result?;
-        flow.answered();
+        flow.acknowledgement.answered();
         self.want_turn(index);
         Ok(Given::Bytes(length))
     }

@@ -130,6 +130,52 @@ fn small_writes_of_a_guest_that_collects_them_do_not_wait() {
     assert_eq!(lab.now, before);
 }
 
+/// Writes `count` times `length` bytes. Returns how many frames the guest gets without any time passing.
+fn write(lab: &mut Lab, connection: SocketHandle, count: usize, length: usize) -> usize {
+    let frames = Rc::new(RefCell::new(0));
+    let counted = Rc::clone(&frames);
+    lab.to_guest = Box::new(move |frame| {
+        *counted.borrow_mut() += 1;
+        vec![frame]
+    });
+    for _ in 0..count {
+        let written = lab.tcp(connection).send_slice(&vec![7; length]);
+        assert_eq!(written, Ok(length));
+        while lab.step() {}
+    }
+    frames.take()
+}
+
+#[test]
+fn a_stream_is_acknowledged_seldom_and_not_held_up() {
+    const WHOLE: usize = 1460;
+    let mut lab = lab();
+    let connection = lab.connect(WEB.parse().unwrap());
+    lab.pass(Duration::from_secs(1));
+    // As Linux does, which lets what is short wait for nothing that is whole (Minshall's form of Nagle's algorithm).
+    lab.tcp(connection).set_nagle_enabled(false);
+    // A guest has a small congestion window at first.
+    assert_eq!(write(&mut lab, connection, 8, WHOLE), 8);
+    write(&mut lab, connection, 100, WHOLE);
+    let acknowledgements = write(&mut lab, connection, 1000, WHOLE);
+    assert!(
+        (80..100).contains(&acknowledgements),
+        "{acknowledgements} for 1000 segments"
+    );
+    // What is shorter is the end of it.
+    assert_eq!(write(&mut lab, connection, 1, 100), 1);
+    assert_eq!(lab.tcp(connection).send_queue(), 0);
+    // What is not may be.
+    assert_eq!(write(&mut lab, connection, 1, WHOLE), 0);
+    lab.pass(Duration::from_millis(2));
+    assert_eq!(lab.tcp(connection).send_queue(), 0);
+    // What goes the other way does not wait.
+    let stream = lab.world.streams.values_mut().next().unwrap();
+    stream.to_send.extend([8; 10 * WHOLE]);
+    assert_eq!(write(&mut lab, connection, 1, WHOLE), 10);
+    assert_eq!(lab.tcp(connection).send_queue(), 0);
+}
+
 #[test]
 fn frames_of_both_directions_pass_at_the_same_time() {
     const COUNT: usize = 50;

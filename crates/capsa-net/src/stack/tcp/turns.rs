@@ -5,7 +5,6 @@ use smoltcp::time::{Duration, Instant};
 
 use super::{FlowId, Phase, Table};
 use crate::stack::egress::Egress;
-use crate::stack::flow::ACK_DELAY;
 
 /// How many segments a connection sends before it is another's turn.
 const TURN: usize = 64;
@@ -47,10 +46,12 @@ impl Table {
             let Phase::Open(flow) = &mut entry.state else {
                 continue;
             };
-            // The end of its time would take what the other side has not: the clock stops with the last
-            // acknowledgement.
+            if let Some(until) = flow.waits_until().filter(|until| *until > now) {
+                self.set_alarm(index, until);
+                continue;
+            }
+            // The end of its time would take what the other side has not: the clock stops.
             let last = entry.over.filter(|_| !entry.taken);
-            let last = last.map(|over| over + ACK_DELAY);
             let time = last.map_or(now, |last| last.min(now));
             let done = flow.send(TURN, egress, time);
             let state = flow.state();

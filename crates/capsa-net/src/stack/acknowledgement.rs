@@ -1,0 +1,86 @@
+//! Whether what the guest has sent is acknowledged at once. An acknowledgement that waits goes with the next answer of
+//! the other side, or is for more of a stream: each by itself is a frame and an interrupt for the guest.
+
+use smoltcp::time::{Duration, Instant};
+
+/// How long one waits at most. Kernels wait 40 ms and more.
+const DELAY: Duration = Duration::from_millis(1);
+
+/// After how many answers in turn it is a conversation. A guest whose kernel collects small writes (Nagle's
+/// algorithm, RFC 896) sends the next one when the last is acknowledged, and would send one in each delay.
+const ANSWERS: u8 = 3;
+
+/// How many bytes wait at most. Like kernels that merge segments, this is not every second one (RFC 9293, 3.8.6.3).
+const MOST: usize = 16 << 10;
+
+/// What part of it waits at most: of all that the guest has sent before, as it has a small congestion window at first,
+/// and of the buffer.
+const SHARE: usize = 8;
+
+/// What has been seen of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Acknowledgement {
+    /// Bytes that the guest has sent, those of them that are not acknowledged, and when the first of these have
+    /// waited for as long as they may.
+    bytes: usize,
+    open: usize,
+    until: Option<Instant>,
+    /// Bytes of the longest segment: the guest cuts a stream into such.
+    longest: usize,
+    /// What has come is a piece of a stream, or anyhow little.
+    streams: bool,
+    little: bool,
+    /// The other side has heard something and not answered yet.
+    heard: bool,
+    /// How often it has answered in turn.
+    answers: u8,
+}
+
+impl Acknowledgement {
+    /// The guest has sent `length` bytes, to a buffer of `size` bytes, in a packet of at most `mtu`.
+    pub(super) fn received(&mut self, length: usize, size: usize, mtu: usize, now: Instant) {
+        if self.open == 0 {
+            self.until = Some(now + DELAY);
+        }
+        let most = MOST.min(size / SHARE);
+        let most_of_stream = most.min(self.bytes / SHARE);
+        self.bytes = self.bytes.saturating_add(length);
+        self.open += length;
+        // None is for what was there before, and more than a packet comes with what was missing.
+        let is_segment = (1..mtu).contains(&length);
+        self.little = is_segment && self.open <= most;
+        // A shorter one is the end of what the guest has written.
+        self.streams = is_segment && length >= self.longest && self.open <= most_of_stream;
+        if is_segment {
+            self.longest = self.longest.max(length);
+        }
+    }
+
+    /// Something was sent to the guest, and with it the acknowledgement.
+    pub(super) fn sent(&mut self) {
+        self.open = 0;
+        (self.streams, self.little) = (false, false);
+    }
+
+    /// Until when it may wait.
+    pub(super) fn waits_until(&self) -> Option<Instant> {
+        let talks = self.little && self.answers >= ANSWERS;
+        self.until.filter(|_| self.streams || talks)
+    }
+
+    /// The other side has taken something.
+    pub(super) fn heard(&mut self) {
+        if self.heard {
+            self.answers = 0;
+        }
+        self.heard = true;
+    }
+
+    /// The other side has said something.
+    pub(super) fn answered(&mut self) {
+        if self.heard {
+            self.answers = self.answers.saturating_add(1);
+        }
+        self.heard = false;
+    }
+}
