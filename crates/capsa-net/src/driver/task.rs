@@ -278,7 +278,8 @@ impl Driver {
         if to.may_be_host {
             return false;
         }
-        let address = to.address.ip();
+        // A socket takes an IPv4-mapped address for the IPv4 one.
+        let address = to.address.ip().to_canonical();
         !self.routes.is_elsewhere(address)
             || translated(address).is_some_and(|inner| !self.routes.is_elsewhere(inner))
     }

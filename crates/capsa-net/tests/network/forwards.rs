@@ -1,7 +1,7 @@
 //! Ports of the host that lead to the guest, and ports of the host that the guest reaches.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -189,14 +189,20 @@ fn the_hosts_own_addresses_are_closed_unless_one_is_meant() {
     let (server, _said) = serve_once_closed(b"the host");
     // All of the loopback is named, and the one address is not.
     let policy = |rule: &str| NetworkPolicy::deny_all().rule(Rule::allow(rule).unwrap());
-    for (rule, reached) in [("127.0.0.0/8", false), ("127.0.0.1", true)] {
+    let mapped = (Ipv4Addr::LOCALHOST.to_ipv6_mapped(), server.port()).into();
+    for (rule, to, reached) in [
+        ("127.0.0.0/8", server, false),
+        // A socket would take it for the IPv4 address in it.
+        ("::ffff:0:0/96", mapped, false),
+        ("127.0.0.1", server, true),
+    ] {
         let network = UserNetwork {
             policy: policy(rule),
             ..UserNetwork::default()
         };
         let (mut guest, link) = Guest::new(Kind::Stream, 1500);
-        let mut network = run(network, link, [(server.to_string().leak() as &str, server)]);
-        let connection = guest.connect(server);
+        let mut network = run(network, link, [(to.to_string().leak() as &str, server)]);
+        let connection = guest.connect(to);
         if reached {
             assert!(guest.is_connected(connection));
             continue;
