@@ -20,10 +20,10 @@ const SHARE: usize = 8;
 /// What has been seen of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledgement {
-    /// Bytes that the guest has sent, those of them that are not acknowledged, and when the first of these have
-    /// waited for as long as they may.
-    bytes: usize,
-    open: usize,
+    /// Bytes that the guest has sent, those of them that are not acknowledged, and until when the first of these may
+    /// wait.
+    total: usize,
+    pending: usize,
     until: Option<Instant>,
     /// Bytes of the longest segment: the guest cuts a stream into such.
     longest: usize,
@@ -39,18 +39,18 @@ pub(super) struct Acknowledgement {
 impl Acknowledgement {
     /// The guest has sent `length` bytes, to a buffer of `size` bytes, in a packet of at most `mtu`.
     pub(super) fn received(&mut self, length: usize, size: usize, mtu: usize, now: Instant) {
-        if self.open == 0 {
+        if self.pending == 0 {
             self.until = Some(now + DELAY);
         }
         let most = MOST.min(size / SHARE);
-        let most_of_stream = most.min(self.bytes / SHARE);
-        self.bytes = self.bytes.saturating_add(length);
-        self.open += length;
+        let most_of_stream = most.min(self.total / SHARE);
+        self.total = self.total.saturating_add(length);
+        self.pending += length;
         // None is for what was there before, and more than a packet comes with what was missing.
         let is_segment = (1..mtu).contains(&length);
-        self.little = is_segment && self.open <= most;
+        self.little = is_segment && self.pending <= most;
         // A shorter one is the end of what the guest has written.
-        self.streams = is_segment && length >= self.longest && self.open <= most_of_stream;
+        self.streams = is_segment && length >= self.longest && self.pending <= most_of_stream;
         if is_segment {
             self.longest = self.longest.max(length);
         }
@@ -58,7 +58,7 @@ impl Acknowledgement {
 
     /// Something was sent to the guest, and with it the acknowledgement.
     pub(super) fn sent(&mut self) {
-        self.open = 0;
+        self.pending = 0;
         (self.streams, self.little) = (false, false);
     }
 
