@@ -28,8 +28,9 @@ pub struct NetworkPolicy {
 /// How many rules a policy may have: each is looked at for each connection.
 pub const MAX_RULES: usize = 4096;
 
-/// Longest id of a rule, in bytes.
-pub const MAX_ID: usize = 255;
+/// Longest id of a rule, in bytes. Whatever a rule says can be its id: two of `*.`, 253 of a name with one for its
+/// final dot, twelve of `:10000-65535`; and four of `/udp`, by which one that was learned differs from that for TCP.
+pub const MAX_ID: usize = 2 + 253 + 1 + 12 + 4;
 
 /// What a rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -405,6 +406,15 @@ mod tests {
             assert_eq!(rule.target.to_string(), target);
             assert_eq!(rule.ports.map(|ports| ports.to_string()).as_deref(), ports);
         }
+    }
+
+    #[test]
+    fn whatever_a_rule_says_can_be_its_id() {
+        let above = format!("{}y.", "x.".repeat(126));
+        let mut rule = Rule::allow(&format!("*.{above}:10000-65535")).unwrap();
+        rule.id.push_str("/udp");
+        assert_eq!(rule.id.len(), MAX_ID);
+        assert_eq!(NetworkPolicy::deny_all().rule(rule).problems(), []);
     }
 
     #[test]

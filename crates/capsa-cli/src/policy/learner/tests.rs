@@ -235,6 +235,19 @@ fn a_name_that_was_only_resolved_may_only_resolve() {
 }
 
 #[test]
+fn the_longest_name_makes_a_policy_that_can_be_read() {
+    let longest = format!("{}{}", "x.".repeat(126), "y");
+    assert_eq!(longest.len(), 253);
+    let events = [
+        resolve(&longest),
+        tcp(1, "1.1.1.1:65535", &[&longest]),
+        says(1, "1.1.1.1:65535", Some(&longest)),
+        udp(2, "1.1.1.1:65535", &[&longest]),
+    ];
+    assert_eq!(rules(&events).len(), 2);
+}
+
+#[test]
 fn what_was_denied_is_told_and_not_allowed() {
     let private = Reason::NotPublic(capsa::network::Block::Private);
     let events = [
