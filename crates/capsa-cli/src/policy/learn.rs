@@ -1,10 +1,12 @@
 //! `capsa policy learn`: runs a command as `capsa exec` does, and says what it used of the network.
 
-use std::fs::Permissions;
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::fstat;
 use tempfile::NamedTempFile;
 
 use super::learner::{Learned, Learner};
@@ -15,8 +17,16 @@ use crate::messages;
 pub(crate) enum Destination {
     /// Standard error, behind what the command printed there.
     Messages,
-    /// A file, which is whole or not there. It is made beforehand, so that nothing is learned in vain.
-    File(NamedTempFile, PathBuf),
+    /// What was typed, and what is written to.
+    Path(PathBuf, Output),
+}
+
+/// What a path is for. It is opened beforehand, so that nothing is learned in vain.
+pub(crate) enum Output {
+    /// A file of this path, which is whole or not there.
+    Whole(NamedTempFile, PathBuf),
+    /// A device, a pipe, or where the output goes already: a file in its place would be the end of it.
+    InPlace(File),
 }
 
 impl Destination {
@@ -24,16 +34,8 @@ impl Destination {
         let Some(path) = path else {
             return Ok(Self::Messages);
         };
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        // As any file that a program makes; the process' mask takes from it.
-        let made = tempfile::Builder::new()
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder);
-        match made {
-            Ok(file) => Ok(Self::File(file, path)),
+        match Output::open(&path) {
+            Ok(output) => Ok(Self::Path(path, output)),
             Err(error) => Err(cannot_write(&path, &error)),
         }
     }
@@ -48,18 +50,65 @@ impl Destination {
         };
         match self {
             Self::Messages => messages::document(&learned.to_string()),
-            Self::File(file, path) => {
-                persist(file, &path, &learned).map_err(|error| cannot_write(&path, &error))?;
+            Self::Path(path, output) => {
+                let written = output.write(&learned);
+                written.map_err(|error| cannot_write(&path, &error))?;
             }
         }
         Ok(())
     }
 }
 
-fn persist(mut file: NamedTempFile, path: &Path, learned: &Learned) -> io::Result<()> {
-    file.write_all(learned.to_string().as_bytes())?;
-    file.persist(path)?;
-    Ok(())
+impl Output {
+    fn open(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Ok(there) if !there.is_file() || is_open(&there, io::stdout(), io::stderr())? => {
+                // /dev/stdout may be a file, which the command's output is in by then.
+                let file = File::options().append(true).open(path)?;
+                return Ok(Self::InPlace(file));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        // What a link leads to is written, even if nothing is there yet. A circle of links was an error above.
+        let mut target = path.to_owned();
+        while let Ok(next) = fs::read_link(&target) {
+            target = folder(&target).join(next);
+        }
+        // As any file that a program makes; the process' mask takes from it.
+        let made = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder(&target))?;
+        Ok(Self::Whole(made, target))
+    }
+
+    fn write(self, learned: &Learned) -> io::Result<()> {
+        let text = learned.to_string();
+        match self {
+            Self::Whole(mut file, path) => {
+                file.write_all(text.as_bytes())?;
+                file.persist(path)?;
+                Ok(())
+            }
+            Self::InPlace(mut file) => file.write_all(text.as_bytes()),
+        }
+    }
+}
+
+/// Whether one of the two is this file.
+fn is_open(file: &Metadata, one: impl AsFd, other: impl AsFd) -> io::Result<bool> {
+    let (one, other) = (fstat(one)?, fstat(other)?);
+    Ok([one, other]
+        .iter()
+        .any(|open| (open.st_dev, open.st_ino) == (file.dev(), file.ino())))
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> Failure {
@@ -67,4 +116,73 @@ fn cannot_write(path: &Path, error: &io::Error) -> Failure {
         "--output {}: cannot be written: {error}",
         path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+    use std::thread;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    fn write(path: &Path) -> Result<(), Failure> {
+        Destination::new(Some(path.to_owned()))?.write(Some(Learner::default()))
+    }
+
+    fn is_policy(text: &str) -> bool {
+        text.contains("default = \"deny\"")
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_a_link_to_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p.toml");
+        fs::write(&file, "former").unwrap();
+        let former = fs::metadata(&file).unwrap().ino();
+        let link = dir.path().join("link");
+        symlink("p.toml", &link).unwrap();
+        let chain = dir.path().join("chain");
+        symlink("link", &chain).unwrap();
+        write(&chain).unwrap();
+        assert!(is_policy(&fs::read_to_string(&file).unwrap()));
+        assert_ne!(fs::metadata(&file).unwrap().ino(), former);
+        assert!(link.is_symlink() && chain.is_symlink());
+        // A link to what is not there yet.
+        fs::remove_file(&file).unwrap();
+        write(&link).unwrap();
+        assert!(is_policy(&fs::read_to_string(&file).unwrap()) && link.is_symlink());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_written_to_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let link = dir.path().join("link");
+        symlink(&pipe, &link).unwrap();
+        let reader = {
+            let pipe = pipe.clone();
+            thread::spawn(move || fs::read_to_string(pipe).unwrap())
+        };
+        write(&link).unwrap();
+        assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+        assert!(link.is_symlink());
+        assert!(is_policy(&reader.join().unwrap()));
+        assert!(write(dir.path()).is_err());
+    }
+
+    #[test]
+    fn the_file_of_standard_output_is_found_by_any_name() {
+        let [one, other] = [(); 2].map(|()| NamedTempFile::new().unwrap());
+        let third = NamedTempFile::new().unwrap();
+        let found = |file: &NamedTempFile| {
+            let file = fs::metadata(file.path()).unwrap();
+            is_open(&file, one.as_file(), other.as_file()).unwrap()
+        };
+        assert!(found(&one) && found(&other) && !found(&third));
+    }
 }
