@@ -173,6 +173,9 @@ pub enum ConfigProblem {
     /// Port 0, which leads nowhere.
     #[error("port 0 of the guest")]
     PortZero,
+    /// A service of the host or a resolver at port 0, where nobody can be.
+    #[error("port 0 at {0}, where nobody can be")]
+    Unreachable(SocketAddr),
     /// Two services are at the same port.
     #[error("two host services have port {0}")]
     DuplicateService(u16),
@@ -263,6 +266,13 @@ impl UserNetwork {
         if self.forwards.iter().any(|forward| forward.guest_port == 0) {
             problems.push(ConfigProblem::PortZero);
         }
+        let targets = self.services.iter().map(|service| &service.target);
+        let resolvers: &[SocketAddr] = match &self.resolvers {
+            Resolvers::Host => &[],
+            Resolvers::Servers(servers) => servers,
+        };
+        let nowhere = targets.chain(resolvers).filter(|at| at.port() == 0);
+        problems.extend(nowhere.map(|at| ConfigProblem::Unreachable(*at)));
         let limits = &self.limits;
         for (name, limit) in [
             ("tcp_flows", limits.tcp_flows),
@@ -410,5 +420,24 @@ mod tests {
         };
         assert_eq!(many(3).problems(), []);
         assert_eq!(many(4).problems(), [ConfigProblem::Resolvers(4)]);
+    }
+
+    #[test]
+    fn nothing_of_the_host_has_port_zero() {
+        let service = HostService {
+            name: HOST_NAME.parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            target: "127.0.0.1:0".parse().unwrap(),
+        };
+        let resolvers = ["10.0.0.53:53", "[::1]:0"].map(|server| server.parse().unwrap());
+        let network = UserNetwork {
+            services: vec![service],
+            resolvers: Resolvers::Servers(resolvers.to_vec()),
+            ..UserNetwork::default()
+        };
+        let expected =
+            ["127.0.0.1:0", "[::1]:0"].map(|at| ConfigProblem::Unreachable(at.parse().unwrap()));
+        assert_eq!(network.problems(), expected);
     }
 }

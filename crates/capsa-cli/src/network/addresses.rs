@@ -19,10 +19,18 @@ pub(crate) fn mac(text: &str) -> Result<[u8; 6], String> {
 
 /// Reads a resolver's address, perhaps with a port: then one of IPv6 stands in brackets.
 pub(crate) fn resolver(text: &str) -> Result<SocketAddr, String> {
-    let alone = text.parse().map(|address: IpAddr| (address, DNS).into());
-    alone.or_else(|_| text.parse()).map_err(|_| {
-        format!("`{text}` is no resolver's address, like 10.0.0.53, ::1 or [::1]:5353")
-    })
+    let alone = text
+        .parse()
+        .map(|address: IpAddr| SocketAddr::new(address, DNS));
+    match alone.or_else(|_| text.parse()) {
+        Ok(server) if server.port() == 0 => {
+            Err(format!("port 0 of {} is no resolver", server.ip()))
+        }
+        Ok(server) => Ok(server),
+        Err(_) => Err(format!(
+            "`{text}` is no resolver's address, like 10.0.0.53, ::1 or [::1]:5353"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -57,10 +65,13 @@ mod tests {
         ] {
             assert_eq!(resolver(text), Ok(expected.parse().unwrap()), "{text}");
         }
-        assert!(
-            resolver("dns.example")
-                .unwrap_err()
-                .contains("no resolver's")
-        );
+        for (text, expected) in [
+            ("dns.example", "no resolver's"),
+            ("10.0.0.53:0", "port 0"),
+            ("[::1]:0", "port 0"),
+        ] {
+            let refused = resolver(text).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
     }
 }
