@@ -1,8 +1,8 @@
 //! What a command has used of the network, and the smallest policy that allows it.
 //!
 //! A flow becomes a rule for exactly its port: for the name that it said, else for the one that its address was
-//! resolved from, else for the address. A name that was only resolved becomes a rule that lets it resolve and
-//! nothing else.
+//! resolved from, else for the address. Of a name that was said in a way that a rule for it refuses, the addresses are
+//! allowed. A name that was only resolved becomes a rule that lets it resolve and nothing else.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::{self, Display};
@@ -44,8 +44,18 @@ pub(crate) struct Learner {
 struct Flow {
     /// Those that the address was resolved from, the latest last.
     names: Vec<DomainName>,
-    /// Nothing is known but that it began.
-    silent: bool,
+    heard: Heard,
+}
+
+/// What is known of a flow behind its beginning.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// What it needs, and it has been noted.
+    Noted,
+    /// That no rule would let it on by a name. It may still say one, in a way that servers differ about.
+    Unclear,
+    /// Nothing.
+    Silence,
 }
 
 /// What is needed of a policy. The order is that of the rules: the first that applies decides, so that those
@@ -107,13 +117,21 @@ impl Learner {
             }
             Event::Name { from, to, name, .. } => {
                 if let Some(flow) = self.flows.get_mut(&(Protocol::Tcp, *from, *to)) {
-                    flow.silent = false;
+                    let before = std::mem::replace(&mut flow.heard, Heard::Noted);
                     let used = match name {
                         Some(name) if flow.names.contains(name) && may_be_allowed(name) => {
-                            Use::Named(name.clone(), to.port())
+                            match before {
+                                Heard::Unclear => {
+                                    Use::Resolved(Protocol::Tcp, name.clone(), to.port())
+                                }
+                                _ => Use::Named(name.clone(), to.port()),
+                            }
                         }
                         Some(_) => Use::Address(Protocol::Tcp, *to),
-                        None => nameless(Protocol::Tcp, *to, &flow.names),
+                        None => {
+                            flow.heard = Heard::Unclear;
+                            return;
+                        }
                     };
                     insert(&mut self.used, used, &mut self.missed);
                 }
@@ -130,7 +148,7 @@ impl Learner {
     fn begin(&mut self, ends: (Protocol, SocketAddr, SocketAddr), names: Vec<DomainName>) {
         let flow = Flow {
             names,
-            silent: true,
+            heard: Heard::Silence,
         };
         if let Some(earlier) = self.flows.insert(ends, flow) {
             self.end(ends, &earlier);
@@ -150,12 +168,12 @@ impl Learner {
 
     /// A flow that said nothing by itself needs no more than to begin.
     fn end(&mut self, (protocol, _, to): (Protocol, SocketAddr, SocketAddr), flow: &Flow) {
-        if !flow.silent {
+        if flow.heard == Heard::Noted {
             return;
         }
         let mut names = flow.names.iter().rev().filter(|name| may_be_allowed(name));
         let used = match (protocol, names.next()) {
-            (Protocol::Tcp, Some(name)) => {
+            (Protocol::Tcp, Some(name)) if flow.heard == Heard::Silence => {
                 let begins = |name: &DomainName| {
                     let named = Use::Named(name.clone(), to.port());
                     let resolved = Use::Resolved(protocol, name.clone(), to.port());
@@ -172,7 +190,10 @@ impl Learner {
     }
 
     fn end_all(&mut self) {
-        for (ends, flow) in std::mem::take(&mut self.flows) {
+        let mut flows: Vec<_> = std::mem::take(&mut self.flows).into_iter().collect();
+        // What is needed by those that said something may be enough for the others.
+        flows.sort_by_key(|(_, flow)| flow.heard == Heard::Silence);
+        for (ends, flow) in flows {
             self.end(ends, &flow);
         }
     }

@@ -16,7 +16,7 @@ use crate::policy::Reason;
 const MAX_FIELDS: usize = 128;
 
 /// The requests of a connection. Bodies and chunks need no look: they pass with what says how long they are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Requests {
     place: Place,
     /// The last one asked for another protocol behind it.
@@ -24,7 +24,7 @@ pub(super) struct Requests {
 }
 
 /// Where in the requests the connection is.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Place {
     /// Before a head.
     #[default]

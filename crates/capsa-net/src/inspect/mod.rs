@@ -24,7 +24,7 @@ pub(crate) const MAX_HEAD: usize = 16 << 10;
 pub(crate) enum Step {
     /// This many may go on, at least one, those to come included.
     Pass(u64),
-    /// This many may go on if the flow may go where it says.
+    /// This many may go on if the flow may go where it says. None, if the same bytes have to be looked at again.
     Ask(Said, u64),
     /// It takes more to know.
     More,
@@ -59,9 +59,11 @@ pub(crate) enum Needed {
 pub(crate) struct Inspector {
     needed: Needed,
     state: State,
+    /// Where no name is needed: how the flow looks to who needs one, as long as that lets it go on.
+    strict: Option<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum State {
     /// Nothing has gone on but empty lines, if so much.
     Beginning {
@@ -75,62 +77,87 @@ enum State {
 impl Inspector {
     /// For a flow that begins.
     pub(crate) fn new(needed: Needed) -> Self {
+        let state = State::Beginning { blank: false };
         Self {
             needed,
-            state: State::Beginning { blank: false },
+            strict: (needed == Needed::Nothing).then(|| state.clone()),
+            state,
         }
     }
 
     /// Looks at `front`, the bytes that have not gone on yet: not empty, and up to [`MAX_HEAD`] of them. `ended`
     /// says that no others come.
+    ///
+    /// Before a flow that needs no name goes on where one that does would end, it says nothing, once. A name that
+    /// it says then is not said in the one way.
     pub(crate) fn step(&mut self, front: &[u8], ended: bool) -> Step {
-        match self.look(front, ended) {
+        let Some(strict) = &mut self.strict else {
+            return self.state.step(self.needed, front, ended);
+        };
+        let mut state = self.state.clone();
+        let step = state.step(self.needed, front, ended);
+        if matches!(step, Step::Pass(_) | Step::Ask(..))
+            && strict.step(Needed::Name, front, ended) != step
+        {
+            self.strict = None;
+            if matches!(step, Step::Pass(_) | Step::Ask(Said::Name(_), _)) {
+                return Step::Ask(Said::Nothing, 0);
+            }
+        }
+        self.state = state;
+        step
+    }
+}
+
+impl State {
+    fn step(&mut self, needed: Needed, front: &[u8], ended: bool) -> Step {
+        match self.look(needed, front, ended) {
             Step::More | Step::Unclear if ended || front.len() >= MAX_HEAD => {
                 Step::Refuse(Reason::Malformed)
             }
-            Step::Ask(Said::Address(_) | Said::Nothing, _) if self.needed == Needed::Name => {
+            Step::Ask(Said::Address(_) | Said::Nothing, _) if needed == Needed::Name => {
                 Step::Refuse(Reason::NoName)
             }
             step => step,
         }
     }
 
-    fn look(&mut self, front: &[u8], ended: bool) -> Step {
-        let blank = match &mut self.state {
-            State::Done => return Step::Pass(u64::MAX),
-            State::Http(requests) if self.needed == Needed::Name || !requests.may_have_ended() => {
-                return requests.step(front, self.needed);
+    fn look(&mut self, needed: Needed, front: &[u8], ended: bool) -> Step {
+        let blank = match self {
+            Self::Done => return Step::Pass(u64::MAX),
+            Self::Http(requests) if needed == Needed::Name || !requests.may_have_ended() => {
+                return requests.step(front, needed);
             }
-            State::Http(_) => false,
-            State::Beginning { blank } => *blank,
+            Self::Http(_) => false,
+            Self::Beginning { blank } => *blank,
         };
-        let kind = match self.needed {
+        let kind = match needed {
             Needed::Name => begin::strictly(front),
             Needed::Nothing => begin::leniently(front, blank, ended),
         };
         match kind {
             Kind::Unclear => Step::Unclear,
             Kind::Blank(length) => {
-                self.state = State::Beginning { blank: true };
+                *self = Self::Beginning { blank: true };
                 Step::Pass(length as u64)
             }
             Kind::Tls => {
-                let step = tls::client_hello(front, self.needed);
+                let step = tls::client_hello(front, needed);
                 if matches!(step, Step::Ask(..)) {
-                    self.state = State::Done;
+                    *self = Self::Done;
                 }
                 step
             }
             Kind::Http => {
                 let mut requests = http::Requests::default();
-                let step = requests.step(front, self.needed);
-                self.state = State::Http(requests);
+                let step = requests.step(front, needed);
+                *self = Self::Http(requests);
                 step
             }
             Kind::Malformed => Step::Refuse(Reason::Malformed),
-            Kind::Other if self.needed == Needed::Name => Step::Refuse(Reason::NoWebProtocol),
+            Kind::Other if needed == Needed::Name => Step::Refuse(Reason::NoWebProtocol),
             Kind::Other => {
-                self.state = State::Done;
+                *self = Self::Done;
                 Step::Ask(Said::Nothing, u64::MAX)
             }
         }

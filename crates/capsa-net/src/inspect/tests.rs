@@ -355,6 +355,60 @@ fn what_needs_no_name_goes_on_unless_it_says_one() {
 }
 
 #[test]
+fn what_a_rule_for_a_name_would_end_says_nothing_before_it_says_a_name() {
+    let head = "GET / HTTP/1.1\r\nHost: a.com\r\n\r\n";
+    let dotted = head.replace("a.com", "a.com.");
+    let name = Some("a.com");
+    let expected = [
+        (head.to_owned(), vec![name]),
+        (format!("{head}{head}"), vec![name; 2]),
+        (dotted.clone(), vec![None, name]),
+        (
+            format!("{head}{dotted}{dotted}"),
+            vec![name, None, name, name],
+        ),
+        (
+            "GET http://a.com/ HTTP/1.0\r\n\r\n".into(),
+            vec![None, name],
+        ),
+        (format!("\r\n\n{head}"), vec![None, name]),
+        ("\r\n".into(), vec![None]),
+        (
+            "CONNECT a.com:443 HTTP/1.1\r\n\r\n".into(),
+            vec![None, name],
+        ),
+        ("SSH-2.0-x\r\n".into(), vec![None]),
+    ];
+    let tls = |name: &str| record(&hello(&server_names(&[name])));
+    let expected = expected.map(|(text, said)| (text.into_bytes(), said));
+    let hellos = [
+        (tls("a.com"), vec![name]),
+        (tls("a.com."), vec![None, name]),
+    ];
+    for (data, expected) in expected.into_iter().chain(hellos) {
+        let mut inspector = Inspector::new(Needed::Nothing);
+        let (mut rest, mut said) = (&data[..], Vec::new());
+        while !rest.is_empty() {
+            let length = match inspector.step(rest, true) {
+                Step::Pass(length) => length,
+                Step::Ask(Said::Name(name), length) => {
+                    said.push(Some(name.to_string()));
+                    length
+                }
+                Step::Ask(Said::Nothing, length) => {
+                    said.push(None);
+                    length
+                }
+                step => panic!("{step:?}: {}", data.escape_ascii()),
+            };
+            rest = &rest[rest.len().min(usize::try_from(length).unwrap())..];
+        }
+        let said: Vec<_> = said.iter().map(Option::as_deref).collect();
+        assert_eq!(said, expected, "{}", data.escape_ascii());
+    }
+}
+
+#[test]
 fn another_protocol_follows_a_request_only_where_one_was_asked_for() {
     let head = |field: &str| format!("GET / HTTP/1.1\r\nHost: a.com\r\n{field}\r\n");
     let frame = "\u{1}\u{2}";

@@ -156,6 +156,31 @@ fn what_says_no_name_is_allowed_by_the_one_it_resolved() {
 }
 
 #[test]
+fn a_name_that_its_rule_would_refuse_is_allowed_by_its_address() {
+    let events = [
+        resolve("a.com"),
+        resolve("b.com"),
+        tcp(1, "1.1.1.1:80", &["a.com", "b.com"]),
+        says(1, "1.1.1.1:80", None),
+        says(1, "1.1.1.1:80", Some("a.com")),
+        // From the second request on.
+        tcp(2, "1.1.1.2:443", &["b.com"]),
+        says(2, "1.1.1.2:443", Some("b.com")),
+        says(2, "1.1.1.2:443", None),
+        says(2, "1.1.1.2:443", Some("b.com")),
+        // Given up, and nothing to be allowed by itself.
+        tcp(3, "1.1.1.1:80", &["a.com", "b.com"]),
+    ];
+    assert_eq!(
+        rules(&events),
+        [
+            r#"{ allow = "a.com:80", protocol = "tcp", check = "address" }"#,
+            r#"{ allow = "b.com:443", protocol = "tcp", check = "address" }"#,
+        ]
+    );
+}
+
+#[test]
 fn an_address_is_allowed_where_no_name_can_be() {
     let events = [
         tcp(1, "1.1.1.1:22", &[]),
