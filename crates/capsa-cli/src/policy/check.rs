@@ -1,8 +1,8 @@
 //! `capsa policy check`: what a policy decides, by the engine that decides for a running VM.
 //!
-//! A name has no address here: nothing is asked on the network. The engine is shown an address for which the
-//! policy has no rule, and one of each network for which it has one, since a rule for a network may decide
-//! about a name's addresses too.
+//! A name has no address here: nothing is asked on the network. The engine is shown an address of IPv4 and one
+//! of IPv6 for which the policy has no rule, and one of each network for which it has one, since a rule for a
+//! network may decide about a name's addresses too.
 
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -49,6 +49,9 @@ struct Verdict {
     to: String,
     protocol: Protocol,
     action: Action,
+    /// Only IPv4 or only IPv6 is denied.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    in_part: bool,
     stages: Vec<Stage>,
     /// Networks where it is another rule that decides, if the name resolves into them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -65,7 +68,14 @@ struct Stage {
     decision: Decision,
 }
 
-#[derive(Debug, Serialize)]
+/// What is decided about one address, stage by stage until one denies.
+#[derive(Debug, Default)]
+struct Course {
+    stages: Vec<Stage>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
 struct Elsewhere {
     network: String,
     #[serde(flatten)]
@@ -83,6 +93,7 @@ impl Verdict {
             to: to.to_string(),
             protocol,
             action: Action::Deny,
+            in_part: false,
             stages: Vec::new(),
             elsewhere: Vec::new(),
             notes: Vec::new(),
@@ -94,15 +105,32 @@ impl Verdict {
         match &to.host {
             Host::Address(address) => {
                 let to = at(*address);
-                verdict.pass(filter, None, to);
+                verdict.take(Course::new(filter, None, to));
                 let last = verdict.stages.last();
                 let note = last.and_then(|last| about_address(policy, filter, to, &last.decision));
                 verdict.notes.extend(note);
             }
             Host::Name(name) => {
-                let samples = Samples::new(policy, filter);
-                verdict.pass(filter, Some(name), at(samples.unnamed));
-                verdict.look_elsewhere(filter, name, &samples, at);
+                let samples = Samples::new(policy, filter, at(FIRST));
+                let course = |address| Course::new(filter, Some(name), at(address));
+                let mut courses = samples
+                    .families
+                    .map(|(all, address)| (all, course(address)));
+                // The guest may get addresses of both: what denies one is the answer.
+                courses.sort_by_key(|(_, course)| course.allows());
+                let [(_, first), (all, other)] = courses;
+                verdict.in_part = !first.allows() && other.allows();
+                if verdict.in_part {
+                    verdict.add_elsewhere(all, &other);
+                    verdict.notes.extend(other.notes);
+                }
+                verdict.take(first);
+                for (rule, network, address) in &samples.networks {
+                    let course = course(*address);
+                    if course.connects_by(rule) {
+                        verdict.add_elsewhere(network, &course);
+                    }
+                }
                 let last = verdict.stages.last();
                 let notes = last.map(|last| about_name(policy, name, last, protocol, to.port));
                 verdict.notes.extend(notes.unwrap_or_default());
@@ -111,7 +139,40 @@ impl Verdict {
         verdict
     }
 
-    /// Has the engine decide at each stage until one denies.
+    /// What is decided first.
+    fn take(&mut self, course: Course) {
+        self.action = match course.allows() {
+            true => Action::Allow,
+            false => Action::Deny,
+        };
+        self.stages = course.stages;
+        self.notes.extend(course.notes);
+    }
+
+    /// Notes what is decided if the name resolves there, unless that is nothing else.
+    fn add_elsewhere(&mut self, network: &str, course: &Course) {
+        let Some(last) = course.stages.last() else {
+            return;
+        };
+        let elsewhere = Elsewhere {
+            network: network.to_owned(),
+            decision: last.decision.clone(),
+        };
+        let decided = self.stages.last().map(|stage| &stage.decision);
+        if decided != Some(&last.decision) && !self.elsewhere.contains(&elsewhere) {
+            self.elsewhere.push(elsewhere);
+        }
+    }
+}
+
+impl Course {
+    /// Has the engine decide.
+    fn new(filter: &Filter, name: Option<&DomainName>, to: Destination) -> Self {
+        let mut course = Self::default();
+        course.pass(filter, name, to);
+        course
+    }
+
     fn pass(&mut self, filter: &Filter, name: Option<&DomainName>, to: Destination) {
         if let Some(name) = name
             && !self.decide("resolve", filter.resolve(name))
@@ -146,33 +207,20 @@ impl Verdict {
 
     /// Notes a decision. Returns whether it lets through.
     fn decide(&mut self, event: &'static str, decision: Decision) -> bool {
-        self.action = decision.action;
         let allows = decision.allows();
         self.stages.push(Stage { event, decision });
         allows
     }
 
-    /// Notes where another rule decides, if the name resolves there.
-    fn look_elsewhere(
-        &mut self,
-        filter: &Filter,
-        name: &DomainName,
-        samples: &Samples,
-        at: impl Fn(IpAddr) -> Destination,
-    ) {
-        if !filter.resolve(name).allows() {
-            return;
-        }
-        for (rule, network, address) in &samples.networks {
-            let decision = match admit(filter, at(*address), std::slice::from_ref(name)) {
-                Admission::Settled(decision) => decision,
-                Admission::Inspect { admitted, .. } => admitted,
-            };
-            if decision.rule.as_deref() == Some(rule) {
-                let network = network.clone();
-                self.elsewhere.push(Elsewhere { network, decision });
-            }
-        }
+    fn allows(&self) -> bool {
+        let last = self.stages.last();
+        last.is_some_and(|stage| stage.decision.allows())
+    }
+
+    /// Whether this rule decides about the address.
+    fn connects_by(&self, rule: &str) -> bool {
+        let mut stages = self.stages.iter();
+        stages.any(|stage| stage.event == "connect" && stage.decision.rule.as_deref() == Some(rule))
     }
 }
 
@@ -289,40 +337,97 @@ fn passes_by(rule: &Rule, name: &DomainName, protocol: Protocol, port: u16) -> O
 
 /// Addresses to ask the engine about.
 struct Samples {
-    /// A public one that no rule for a network is for, if there is one.
-    unnamed: IpAddr,
-    /// For each rule for a network its id, the network, and an address in it.
+    /// Of IPv4 and of IPv6 a public one that no rule for a network is for, if there is one.
+    families: [(&'static str, IpAddr); 2],
+    /// For each rule for a network its id, the network, and an address in it that is in no earlier one.
     networks: Vec<(String, String, IpAddr)>,
 }
 
 impl Samples {
-    fn new(policy: &NetworkPolicy, filter: &Filter) -> Self {
-        let networks = policy.rules.iter().filter_map(|rule| match rule.target {
-            Target::Network(network) => Some((rule, network)),
+    /// For connections with the protocol and the port of `to`.
+    fn new(policy: &NetworkPolicy, filter: &Filter, to: Destination) -> Self {
+        let rules = policy.rules.iter().filter(|rule| {
+            rule.ports
+                .is_none_or(|ports| ports.contains(to.address.port()))
+                && rule.protocol.is_none_or(|own| own == to.protocol)
+        });
+        let networks = rules.filter_map(|rule| match rule.target {
+            Target::Network(net) => Some((rule, Range(net.network(), net.broadcast()))),
             Target::Domain(_) => None,
         });
-        let networks: Vec<_> = networks.collect();
+        let networks: Vec<(&Rule, Range)> = networks.collect();
         let public: Vec<IpAddr> = candidates()
             .filter(|address| filter.unanswerable(*address).is_none())
             .collect();
-        let named = |address: &&IpAddr| networks.iter().any(|(_, net)| net.contains(*address));
-        let unnamed = public.iter().find(|address| !named(address));
+        // Where every address has a rule, the one with the fewest is the most usual.
+        let usual = |first: IpAddr| {
+            let family = public.iter().filter(|own| own.is_ipv4() == first.is_ipv4());
+            let rules_for = |own: &&IpAddr| {
+                networks
+                    .iter()
+                    .filter(|(_, net)| net.contains(**own))
+                    .count()
+            };
+            family.min_by_key(rules_for).copied().unwrap_or(first)
+        };
+        let link = UserNetwork::default();
+        let link6 = link
+            .subnet6
+            .map(|net| Range(net.network().into(), net.broadcast().into()));
+        let link = Range(link.subnet.network().into(), link.subnet.broadcast().into());
+        let sample = |place: usize, network: Range| {
+            let earlier = networks.iter().take(place).map(|(_, net)| *net);
+            let earlier = earlier.filter(|net| network.contains(net.0) && network.contains(net.1));
+            let mut taken: Vec<Range> = earlier.chain([link]).chain(link6).collect();
+            taken.sort_unstable();
+            let mut within = public.iter().filter(|address| network.contains(**address));
+            let free = within.find(|address| !taken.iter().any(|net| net.contains(**address)));
+            let address = free.copied().or_else(|| first_outside(network.0, &taken));
+            address.filter(|address| network.contains(*address))
+        };
+        let sampled = networks
+            .iter()
+            .enumerate()
+            .filter_map(|(place, (rule, network))| {
+                Some((
+                    rule.id.clone(),
+                    rule.target.to_string(),
+                    sample(place, *network)?,
+                ))
+            });
         Self {
-            unnamed: *unnamed.or(public.first()).unwrap_or(&FIRST),
-            networks: networks
-                .iter()
-                .map(|(rule, network)| {
-                    let within = public.iter().find(|address| network.contains(*address));
-                    let address = within.copied().unwrap_or(network.addr());
-                    (rule.id.clone(), rule.target.to_string(), address)
-                })
-                .collect(),
+            families: [("0.0.0.0/0", usual(FIRST)), ("::/0", usual(FIRST6))],
+            networks: sampled.collect(),
         }
     }
 }
 
-/// A public address.
+/// The first and the last address of a network.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Range(IpAddr, IpAddr);
+
+impl Range {
+    fn contains(self, address: IpAddr) -> bool {
+        (self.0..=self.1).contains(&address)
+    }
+}
+
+/// The first address from `address` on that is in none of the networks, which are sorted.
+fn first_outside(mut address: IpAddr, taken: &[Range]) -> Option<IpAddr> {
+    for network in taken {
+        if network.contains(address) {
+            address = match network.1 {
+                IpAddr::V4(last) => Ipv4Addr::from_bits(last.to_bits().checked_add(1)?).into(),
+                IpAddr::V6(last) => Ipv6Addr::from_bits(last.to_bits().checked_add(1)?).into(),
+            };
+        }
+    }
+    Some(address)
+}
+
+/// Public addresses.
 const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(1, 0, 0, 1));
+const FIRST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2400, 0, 0, 0, 0, 0, 0, 1));
 
 /// An address of each first byte of IPv4, and of some networks of IPv6.
 fn candidates() -> impl Iterator<Item = IpAddr> {
@@ -336,6 +441,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let decided = match self.action {
             Action::Allow => "allowed",
+            Action::Deny if self.in_part => "denied in part",
             Action::Deny => "denied",
         };
         writeln!(f, "{decided}: {} to {}", self.protocol, self.to)?;

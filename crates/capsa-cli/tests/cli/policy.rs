@@ -25,7 +25,7 @@ fn the_pages_examples_are_true() {
             assert_eq!(shown.trim_end(), expected, "{command}");
         }
     }
-    assert_eq!((policies, commands), (2, 6));
+    assert_eq!((policies, commands), (2, 7));
 }
 
 #[test]
@@ -45,6 +45,15 @@ fn the_status_says_what_is_decided() {
     ] {
         let args = [&["policy", "check", "p.toml"], args].concat();
         program.run(&args, "").code(code);
+    }
+    program.file(
+        "open.toml",
+        "default = 'allow'\nrules = [{ deny = '0.0.0.0/0', ports = 25 }]",
+    );
+    for (to, code, part) in [("a.com:25", 1, Some(true)), ("a.com:80", 0, None)] {
+        let ended = program.run(&["policy", "check", "--json", "open.toml", to], "");
+        let json: Value = serde_json::from_str(&stdout(&ended.code(code))).unwrap();
+        assert_eq!(json.get("in_part").and_then(Value::as_bool), part, "{to}");
     }
     let args = ["policy", "check", "--json", "p.toml", "crates.io:443"];
     let json = stdout(&program.run(&args, "").success());

@@ -2,7 +2,11 @@ use super::*;
 
 /// The verdict's first line and its stages.
 fn check(rules: &[&str], to: &str, protocol: Protocol) -> Verdict {
-    let text = format!("default = \"deny\"\nrules = [{}]", rules.join(","));
+    check_by("deny", rules, to, protocol)
+}
+
+fn check_by(default: &str, rules: &[&str], to: &str, protocol: Protocol) -> Verdict {
+    let text = format!("default = \"{default}\"\nrules = [{}]", rules.join(","));
     let policy: NetworkPolicy = toml::from_str(&text).unwrap();
     let filter = Filter::new(policy.clone()).unwrap();
     Verdict::new(&policy, &filter, &to.parse().unwrap(), protocol)
@@ -202,6 +206,107 @@ fn rules_for_networks_decide_about_the_addresses_of_names() {
         all.contains("connect: allowed by rule `0.0.0.0/0`"),
         "{all}"
     );
+}
+
+#[test]
+fn what_a_connection_says_decides_in_a_network_too() {
+    let rules = ["{ deny = 'a.com:25' }", "'10.0.0.0/8'"];
+    let told = |to: &str| check_by("allow", &rules, to, Protocol::Tcp).to_string();
+    let denied = told("a.com:25");
+    assert!(
+        denied.starts_with("denied") && !denied.contains("10.0.0.0/8"),
+        "{denied}"
+    );
+    let other = told("b.com:25");
+    assert!(
+        other.contains("into 10.0.0.0/8: allowed by rule `10.0.0.0/8`"),
+        "{other}"
+    );
+    let by_name = [
+        "{ deny = 'a.com:25' }",
+        "'10.0.0.0/8:25'",
+        "{ deny = '8.0.0.0/8' }",
+        "{ allow = 'a.com', check = 'address' }",
+    ];
+    let by_name = check(&by_name, "a.com:25", Protocol::Tcp).to_string();
+    assert!(
+        by_name.contains("into 8.0.0.0/8: denied by rule `8.0.0.0/8`"),
+        "{by_name}"
+    );
+    assert!(!by_name.contains("10.0.0.0/8"), "{by_name}");
+}
+
+#[test]
+fn a_network_is_asked_about_where_no_earlier_one_decides() {
+    let told = tcp(
+        &["{ deny = '10.0.0.0/16' }", "'10.0.0.0/8'", "'a.com'"],
+        "a.com:443",
+    );
+    for line in [
+        "into 10.0.0.0/16: denied by rule `10.0.0.0/16`",
+        "into 10.0.0.0/8: allowed by rule `10.0.0.0/8`",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    // Half of it is for another port, and the other half is the guest's own link.
+    let told = tcp(
+        &["'10.0.3.0/24:80'", "'10.0.2.0/23'", "'a.com'"],
+        "a.com:443",
+    );
+    assert!(
+        told.contains("into 10.0.2.0/23: allowed by rule `10.0.2.0/23`"),
+        "{told}"
+    );
+    // Nothing is left of it.
+    let told = tcp(
+        &[
+            "{ deny = '10.0.0.0/9' }",
+            "{ deny = '10.128.0.0/9' }",
+            "'10.0.0.0/8'",
+            "'a.com'",
+        ],
+        "a.com:443",
+    );
+    assert!(!told.contains("into 10.0.0.0/8"), "{told}");
+}
+
+#[test]
+fn a_name_is_denied_in_part_where_a_family_of_addresses_is() {
+    for (network, other) in [("0.0.0.0/0", "::/0"), ("::/0", "0.0.0.0/0")] {
+        let rule = format!("{{ deny = '{network}', ports = 25, id = 'no mail' }}");
+        let verdict = check_by("allow", &[&rule], "smtp.example.com:25", Protocol::Tcp);
+        assert_eq!(verdict.action, Action::Deny);
+        let told = verdict.to_string();
+        assert!(
+            told.starts_with("denied in part: TCP to smtp.example.com:25\n"),
+            "{told}"
+        );
+        for line in [
+            "connect: denied by rule `no mail`".to_owned(),
+            format!("if it resolves into {other}: allowed: no rule applies"),
+        ] {
+            assert!(told.contains(&line), "{line}: {told}");
+        }
+        assert!(!told.contains(&format!("into {network}")), "{told}");
+    }
+    let both = [
+        "{ deny = '0.0.0.0/0', ports = 25, id = 'no mail' }",
+        "{ deny = '::/0', ports = 25, id = 'no mail 6' }",
+    ];
+    let told = |to: &str| check_by("allow", &both, to, Protocol::Tcp).to_string();
+    let mail = told("smtp.example.com:25");
+    assert!(mail.starts_with("denied: TCP"), "{mail}");
+    assert!(
+        mail.contains("into ::/0: denied by rule `no mail 6`"),
+        "{mail}"
+    );
+    assert!(told("smtp.example.com:80").starts_with("allowed: TCP"));
+    // Told once, though a rule is for the other family.
+    let told = tcp(
+        &["{ deny = '0.0.0.0/0' }", "'::/0'", "'a.com'"],
+        "a.com:443",
+    );
+    assert_eq!(told.matches("into ::/0: allowed").count(), 1, "{told}");
 }
 
 #[test]
