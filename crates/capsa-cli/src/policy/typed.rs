@@ -6,11 +6,18 @@ use capsa::network::{NetworkPolicy, PolicyProblem, Rule};
 pub(crate) fn allowing(list: &str) -> Result<NetworkPolicy, String> {
     let mut problems = Vec::new();
     let mut policy = NetworkPolicy::deny_all();
+    if list.trim().is_empty() {
+        return Err(
+            "the list is empty: write what is allowed, or --net none for no network at all"
+                .to_owned(),
+        );
+    }
     for text in list.split(',').map(str::trim) {
         match text {
             "" => problems.push("there is nothing between two commas".to_owned()),
-            // The library's own hint is for files.
+            // The library's own hints are for files.
             "*" => problems.push("`*` is everything: write --net nat instead".to_owned()),
+            text if text.starts_with("*:") => problems.push(every_address(text)),
             text => match Rule::allow(text) {
                 Ok(rule) => policy = policy.rule(rule),
                 Err(error) => problems.push(error.to_string()),
@@ -29,6 +36,15 @@ pub(crate) fn allowing(list: &str) -> Result<NetworkPolicy, String> {
             problems.join("; ")
         )),
     }
+}
+
+/// What to write for `*` with ports, which no list allows for names: one that nobody has written does not resolve.
+fn every_address(text: &str) -> String {
+    let ports = text.trim_start_matches("*:");
+    format!(
+        "`{text}` is no rule: 0.0.0.0/0:{ports},[::/0]:{ports} is every public address, and names have to be \
+         written too"
+    )
 }
 
 #[cfg(test)]
@@ -70,6 +86,16 @@ mod tests {
         ] {
             assert!(refused.contains(told), "{told}: {refused}");
         }
-        assert!(allowing("").unwrap_err().contains("nothing"));
+        let empty = allowing(" ").unwrap_err();
+        assert!(
+            empty.contains("the list is empty") && empty.contains("--net none"),
+            "{empty}"
+        );
+        let ports = allowing("*:443").unwrap_err();
+        assert!(
+            ports.contains("0.0.0.0/0:443,[::/0]:443") && !ports.contains("default"),
+            "{ports}"
+        );
+        assert!(allowing("0.0.0.0/0:443,[::/0]:443").is_ok());
     }
 }

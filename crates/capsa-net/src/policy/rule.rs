@@ -125,7 +125,10 @@ pub enum Check {
 #[non_exhaustive]
 pub enum RuleError {
     /// `*`.
-    #[error("`*` is everything: say `default = \"allow\"` instead")]
+    #[error(
+        "`*` is no target: every address is `0.0.0.0/0` and `::/0`, a rule for each; what happens to everything \
+         else is the `default`"
+    )]
     Everything,
     /// Neither a network nor a name.
     #[error("`{text}` is no address, network or name: {source}")]
@@ -420,8 +423,8 @@ mod tests {
     #[test]
     fn what_is_no_rule_says_why() {
         for (text, message) in [
-            ("*", "everything"),
-            ("*:80", "everything"),
+            ("*", "every address is `0.0.0.0/0` and `::/0`"),
+            ("*:80", "every address is `0.0.0.0/0` and `::/0`"),
             ("", "no address"),
             ("10.0.0.1/8", "10.0.0.0/8"),
             ("10.0.0.0/33", "no address"),
