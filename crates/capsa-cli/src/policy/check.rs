@@ -131,6 +131,7 @@ impl Verdict {
                         verdict.add_elsewhere(network, &course);
                     }
                 }
+                verdict.notes.extend(about_service(name, verdict.action));
                 let last = verdict.stages.last();
                 let notes = last.map(|last| about_name(policy, name, last, protocol, to.port));
                 verdict.notes.extend(notes.unwrap_or_default());
@@ -308,6 +309,13 @@ fn about_name(
         }
         _ => Vec::new(),
     }
+}
+
+/// What no policy says: host services come before the rules. Their names are usually below one that nobody has
+/// on the Internet.
+fn about_service(name: &DomainName, action: Action) -> Option<String> {
+    let may_be = action == Action::Deny && name.as_str().ends_with(".internal");
+    may_be.then(|| format!("unless it is a host service: rules decide nothing about {name} then"))
 }
 
 fn has_names(policy: &NetworkPolicy) -> bool {

@@ -310,6 +310,24 @@ fn a_name_is_denied_in_part_where_a_family_of_addresses_is() {
 }
 
 #[test]
+fn a_host_service_needs_no_rule() {
+    for to in ["host.capsa.internal:5432", "db.internal:5432"] {
+        let told = tcp(&[], to);
+        assert!(
+            told.starts_with("denied") && told.contains("unless it is a host service"),
+            "{told}"
+        );
+    }
+    for (rules, to) in [
+        (&[][..], "a.com:443"),
+        (&["'host.capsa.internal'"], "host.capsa.internal:443"),
+    ] {
+        let told = tcp(rules, to);
+        assert!(!told.contains("host service"), "{told}");
+    }
+}
+
+#[test]
 fn programs_get_the_events_names() {
     let verdict = check(&["'a.com:443'"], "a.com:443", Protocol::Tcp);
     let json = serde_json::to_value(&verdict).unwrap();
