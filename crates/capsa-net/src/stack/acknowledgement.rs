@@ -10,12 +10,16 @@ const DELAY: Duration = Duration::from_millis(1);
 /// algorithm, RFC 896) sends the next one when the last is acknowledged, and would send one in each delay.
 const ANSWERS: u8 = 3;
 
-/// How many bytes wait at most. Like kernels that merge segments, this is not every second one (RFC 9293, 3.8.6.3).
-const MOST: usize = 16 << 10;
+/// How many bytes wait at most: fewer than a guest sends that begins or has paused (ten segments, RFC 6928). Like
+/// with kernels that merge segments, it is not every second one (RFC 9293, 3.8.6.3).
+const MOST: usize = 12 << 10;
 
 /// What part of it waits at most: of all that the guest has sent before, as it has a small congestion window at first,
 /// and of the buffer.
 const SHARE: usize = 8;
+
+/// Bytes of headers in a packet at most: IPv6's, and TCP's with all options (RFC 9293, 3.1).
+const HEADERS: usize = 40 + 60;
 
 /// What has been seen of a connection.
 #[derive(Debug, Default)]
@@ -25,8 +29,6 @@ pub(super) struct Acknowledgement {
     total: usize,
     pending: usize,
     until: Option<Instant>,
-    /// Bytes of the longest segment: the guest cuts a stream into such.
-    longest: usize,
     /// What has come is a piece of a stream, or anyhow little.
     streams: bool,
     little: bool,
@@ -49,11 +51,9 @@ impl Acknowledgement {
         // None is for what was there before, and more than a packet comes with what was missing.
         let is_segment = (1..mtu).contains(&length);
         self.little = is_segment && self.pending <= most;
-        // A shorter one is the end of what the guest has written.
-        self.streams = is_segment && length >= self.longest && self.pending <= most_of_stream;
-        if is_segment {
-            self.longest = self.longest.max(length);
-        }
+        // One that leaves room is the end of what the guest has written.
+        let is_full = length + HEADERS >= mtu;
+        self.streams = is_segment && is_full && self.pending <= most_of_stream;
     }
 
     /// Something was sent to the guest, and with it the acknowledgement.

@@ -124,8 +124,10 @@ fn small_writes_of_a_guest_that_collects_them_do_not_wait() {
     }
     exchange(&mut lab, connection, &[b"a ", b"question"]);
     let before = lab.now;
-    for _ in 0..5 {
-        exchange(&mut lab, connection, &[b"a ", b"question"]);
+    for question in [[b"a ", &b"question"[..]], [b"a question", b"!"]] {
+        for _ in 0..20 {
+            exchange(&mut lab, connection, &question);
+        }
     }
     assert_eq!(lab.now, before);
 }
@@ -159,7 +161,7 @@ fn a_stream_is_acknowledged_seldom_and_not_held_up() {
     write(&mut lab, connection, 100, WHOLE);
     let acknowledgements = write(&mut lab, connection, 1000, WHOLE);
     assert!(
-        (80..100).contains(&acknowledgements),
+        (100..120).contains(&acknowledgements),
         "{acknowledgements} for 1000 segments"
     );
     // What is shorter is the end of it.
