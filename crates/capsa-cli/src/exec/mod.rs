@@ -216,7 +216,13 @@ impl Command {
         }
         let learner = watch.finish().await;
         match (outcome, learned) {
-            (Ok(outcome), Some(learned)) => learned.write(learner).map(|()| outcome),
+            (Ok(outcome), Some(learned)) => {
+                let learned = match outcome {
+                    Outcome::Interrupted(_) => learned.of_a_part(),
+                    _ => learned,
+                };
+                learned.write(learner).map(|()| outcome)
+            }
             (outcome, _) => outcome,
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,18 @@ impl Destination {
         }
     }
 
-    /// Writes what was learned. Without a learner the events did not end in time.
+    /// Where it goes if the command was cut short: a file is not replaced by a part.
+    pub(crate) fn of_a_part(self) -> Self {
+        if let Self::Path(path, _) = &self {
+            let path = path.display();
+            messages::warning(&format!(
+                "cut short: {path} stays as it is. Learned until then:"
+            ));
+        }
+        Self::Messages
+    }
+
+    /// Writes what was learned, and shows it where that fails. Without a learner the events did not end in time.
     pub(crate) fn write(self, learner: Option<Learner>) -> Result<(), Failure> {
         let learned = learner.map(Learner::finish).transpose();
         let learned = learned.map_err(|error| Failure::Usage(error.to_string()))?;
@@ -50,10 +62,10 @@ impl Destination {
         };
         match self {
             Self::Messages => messages::document(&learned.to_string()),
-            Self::Path(path, output) => {
-                let written = output.write(&learned);
-                written.map_err(|error| cannot_write(&path, &error))?;
-            }
+            Self::Path(path, output) => output.write(&learned).map_err(|error| {
+                messages::document(&learned.to_string());
+                cannot_write(&path, &error)
+            })?,
         }
         Ok(())
     }
@@ -61,19 +73,26 @@ impl Destination {
 
 impl Output {
     fn open(path: &Path) -> io::Result<Self> {
+        // /dev/stdout may be a file, which the command's output is in by then.
+        let in_place = || Ok(Self::InPlace(File::options().append(true).open(path)?));
         match fs::metadata(path) {
             Ok(there) if !there.is_file() || is_open(&there, io::stdout(), io::stderr())? => {
-                // /dev/stdout may be a file, which the command's output is in by then.
-                let file = File::options().append(true).open(path)?;
-                return Ok(Self::InPlace(file));
+                return in_place();
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
         // What a link leads to is written, even if nothing is there yet. A circle of links was an error above.
         let mut target = path.to_owned();
         while let Ok(next) = fs::read_link(&target) {
+            // What a process has open may be without that name by now.
+            if folder(&target).canonicalize()?.starts_with("/proc") {
+                return in_place();
+            }
             target = folder(&target).join(next);
         }
         // As any file that a program makes; the process' mask takes from it.
@@ -121,6 +140,8 @@ fn cannot_write(path: &Path, error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
     use std::thread;
 
@@ -173,6 +194,32 @@ mod tests {
         assert!(link.is_symlink());
         assert!(is_policy(&reader.join().unwrap()));
         assert!(write(dir.path()).is_err());
+        assert!(write(&dir.path().join("nothing/")).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_open_without_a_name_is_written_to() {
+        let mut file = tempfile::tempfile().unwrap();
+        let path = format!("/dev/fd/{}", file.as_raw_fd());
+        write(Path::new(&path)).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert!(is_policy(&text));
+    }
+
+    #[test]
+    fn what_is_learned_in_part_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p.toml");
+        fs::write(&file, "former").unwrap();
+        let destination = Destination::new(Some(file.clone())).unwrap();
+        destination
+            .of_a_part()
+            .write(Some(Learner::default()))
+            .unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "former");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(crate) struct Learner {
 struct Flow {
     /// Those that the address was resolved from, the latest last.
     names: Vec<DomainName>,
+    /// The one of them that it has said last.
+    said: Option<DomainName>,
     heard: Heard,
 }
 
@@ -120,6 +122,7 @@ impl Learner {
                     let before = std::mem::replace(&mut flow.heard, Heard::Noted);
                     let used = match name {
                         Some(name) if flow.names.contains(name) && may_be_allowed(name) => {
+                            flow.said = Some(name.clone());
                             match before {
                                 Heard::Unclear => {
                                     Use::Resolved(Protocol::Tcp, name.clone(), to.port())
@@ -148,6 +151,7 @@ impl Learner {
     fn begin(&mut self, ends: (Protocol, SocketAddr, SocketAddr), names: Vec<DomainName>) {
         let flow = Flow {
             names,
+            said: None,
             heard: Heard::Silence,
         };
         if let Some(earlier) = self.flows.insert(ends, flow) {
@@ -172,8 +176,10 @@ impl Learner {
             return;
         }
         let mut names = flow.names.iter().rev().filter(|name| may_be_allowed(name));
-        let used = match (protocol, names.next()) {
-            (Protocol::Tcp, Some(name)) if flow.heard == Heard::Silence => {
+        let used = match (protocol, &flow.said, names.next()) {
+            // It has gone on as something else.
+            (_, Some(name), _) => Use::Resolved(protocol, name.clone(), to.port()),
+            (Protocol::Tcp, None, Some(name)) if flow.heard == Heard::Silence => {
                 let begins = |name: &DomainName| {
                     let named = Use::Named(name.clone(), to.port());
                     let resolved = Use::Resolved(protocol, name.clone(), to.port());

@@ -170,11 +170,16 @@ fn a_name_that_its_rule_would_refuse_is_allowed_by_its_address() {
         says(2, "1.1.1.2:443", Some("b.com")),
         // Given up, and nothing to be allowed by itself.
         tcp(3, "1.1.1.1:80", &["a.com", "b.com"]),
+        // Another protocol behind the first request. The other name was resolved later, and is not used.
+        tcp(4, "1.1.1.1:8080", &["a.com", "b.com"]),
+        says(4, "1.1.1.1:8080", Some("a.com")),
+        says(4, "1.1.1.1:8080", None),
     ];
     assert_eq!(
         rules(&events),
         [
             r#"{ allow = "a.com:80", protocol = "tcp", check = "address" }"#,
+            r#"{ allow = "a.com:8080", protocol = "tcp", check = "address" }"#,
             r#"{ allow = "b.com:443", protocol = "tcp", check = "address" }"#,
         ]
     );
