@@ -14,6 +14,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -80,6 +81,8 @@ fn is_executable(program: &Path) -> bool {
 /// A running server. Dropping it kills it.
 pub struct FileServer {
     process: ChildProcess,
+    /// The machine's end of the connection, the same that the machine has.
+    connection: UnixStream,
 }
 
 impl FileServer {
@@ -154,12 +157,24 @@ impl FileServer {
         let walls = walls(&mut process, said).await?;
         let folder = share.host_path.display();
         tracing::debug!(target: "capsa::share", %folder, walls, "a file server is confined");
-        Ok((Self { process }, connection))
+        let machines_end = connection.try_clone();
+        let machines_end = machines_end.map_err(host("connect to a file server"))?;
+        Ok((
+            Self {
+                process,
+                connection,
+            },
+            machines_end.into(),
+        ))
     }
 
-    /// Ends the server at once; does nothing when it has ended.
+    /// Ends the server at once, and its connection: a machine that waits for an answer does not have to
+    /// wait for a server that is stuck in the kernel, with a disk that does not answer. Does nothing when
+    /// both have ended.
     pub fn kill(&self) {
         self.process.kill();
+        // It fails when the connection has ended.
+        let _ = self.connection.shutdown(Shutdown::Both);
     }
 
     /// Waits until the server has ended. Cancel safe.
@@ -198,7 +213,7 @@ struct Prepared {
     /// The list of places, if not all of the folder is shared.
     places: Option<File>,
     listener: UnixListener,
-    connection: OwnedFd,
+    connection: UnixStream,
 }
 
 impl Prepared {
@@ -248,7 +263,7 @@ fn open(folder: &Path) -> rustix::io::Result<OwnedFd> {
 
 /// A connection, and the listening socket in whose queue its other end is. The socket's name is in a
 /// folder that nobody else can enter, and gone when this returns.
-fn connect() -> io::Result<(UnixListener, OwnedFd)> {
+fn connect() -> io::Result<(UnixListener, UnixStream)> {
     let folder = tempfile::tempdir()?;
     // By way of a descriptor, as a socket's name must be shorter than some folders' are.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -256,7 +271,7 @@ fn connect() -> io::Result<(UnixListener, OwnedFd)> {
     let name = format!("/proc/self/fd/{}/socket", short.as_raw_fd());
     let listener = UnixListener::bind(&name)?;
     let connection = UnixStream::connect(&name)?;
-    Ok((listener, connection.into()))
+    Ok((listener, connection))
 }
 
 #[cfg(test)]
@@ -289,6 +304,25 @@ mod tests {
         assert_eq!(started("echo wall").await.unwrap(), "wall");
     }
 
+    /// As if it were stuck in the kernel: its end of the connection stays open.
+    #[tokio::test]
+    async fn one_that_does_not_die_holds_up_no_machine() {
+        let mut command = Command::new("/bin/sleep");
+        command.arg("1000");
+        let process = ChildProcess::spawn(command, &[], CapabilitySet::empty()).unwrap();
+        let (connection, _stuck) = UnixStream::pair().unwrap();
+        let mut machines_end = connection.try_clone().unwrap();
+        let mut server = FileServer {
+            process,
+            connection,
+        };
+        server.kill();
+        let mut answer = Vec::new();
+        machines_end.read_to_end(&mut answer).unwrap();
+        assert!(answer.is_empty());
+        assert!(server.ended().await.to_string().contains("signal 9"));
+    }
+
     #[test]
     fn a_folder_that_has_become_another_is_not_opened() {
         let place = tempfile::tempdir().unwrap();
@@ -308,8 +342,9 @@ mod tests {
 
     #[test]
     fn a_connection_is_there_before_its_server() {
-        let (listener, connection) = connect().unwrap();
-        UnixStream::from(connection).write_all(b"hello").unwrap();
+        let (listener, mut connection) = connect().unwrap();
+        connection.write_all(b"hello").unwrap();
+        drop(connection);
         let (mut accepted, _) = listener.accept().unwrap();
         let mut heard = String::new();
         accepted.read_to_string(&mut heard).unwrap();

@@ -11,6 +11,9 @@ use crate::images;
 /// machine that runs much else beside it, and only a test that fails waits so long.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
+/// How long a VM may take to end whose console has.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
 /// A variable with words for the kernel line of every [`kit_vm`]. `cargo xtask kvm` sets it where
 /// KVM is emulated, to save guests what costs the most there.
 const CMDLINE_VARIABLE: &str = "CAPSA_TEST_CMDLINE";
@@ -65,8 +68,12 @@ impl Guest {
         let mut console = vm.console().await.expect("the VM has a console");
         let boot = console.wait_for_timeout(kit::PROMPT, LIMIT).await;
         if let Err(error) = boot {
-            let end = vm.exit_reason();
-            panic!("the guest's shell does not prompt: {error}; the VM's end: {end:?}");
+            // The console ends before it is known how the VM did.
+            let end = vm.wait_timeout(END_LIMIT).await;
+            let failure = vm.failure().map(|failure| failure.full_message());
+            panic!(
+                "the guest's shell does not prompt: {error}; the VM's end: {end:?}, {failure:?}"
+            );
         }
         Self { vm, console }
     }

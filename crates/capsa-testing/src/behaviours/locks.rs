@@ -1,13 +1,13 @@
 //! Who may use a disk image at the same time.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use capsa::{BackendChoice, DiskImage, Error, RetryPolicy, StartFailure, VmStatus};
 
-use crate::guest::{LIMIT, kit_vm};
-use crate::processes::eventually;
+use crate::guest::kit_vm;
 
 /// How a VM uses an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,36 +68,18 @@ pub async fn qemu_by_hand_is_excluded_too(backend: BackendChoice) {
     let path = image(&folder);
 
     let mut by_hand = HandStartedQemu::start(&path);
-    // It is there when its lock is: then a writer is refused.
-    let refused = async || {
-        let vm = kit_vm(backend)
-            .disk(&path)
-            .no_retry()
-            .build()
-            .await
-            .expect("build");
-        let started = vm.start().await;
-        vm.kill().await.expect("kill");
-        started.err()
-    };
-    let mut error = None;
-    for _ in 0..LIMIT.as_secs() * 2 {
-        error = refused().await;
-        if error.is_some() {
-            break;
-        }
-        // Capsa's VM may have come first and kept QEMU out: it is started again.
-        by_hand = HandStartedQemu::start(&path);
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    }
-    assert_names_the_image(&error.expect("a QEMU by hand keeps the VM out"), &path);
+    by_hand.runs().expect("QEMU by hand starts");
+    let vm = kit_vm(backend).disk(&path).no_retry().build();
+    let vm = vm.await.expect("build");
+    let error = vm.start().await.expect_err("a QEMU by hand has the disk");
+    assert_names_the_image(&error, &path);
     drop(by_hand);
 
     let vm = kit_vm(backend).disk(&path).build().await.expect("build");
     vm.start().await.expect("start");
-    let mut kept_out = HandStartedQemu::start(&path);
-    let ended = || matches!(kept_out.0.try_wait(), Ok(Some(status)) if !status.success());
-    assert!(eventually(LIMIT, ended), "QEMU by hand was let in");
+    let status = HandStartedQemu::start(&path).runs();
+    let status = status.expect_err("QEMU by hand was let in");
+    assert_eq!(status.code(), Some(1), "QEMU ended otherwise: {status}");
     vm.kill().await.expect("kill");
 }
 
@@ -166,33 +148,38 @@ fn assert_names_the_image(error: &Error, path: &Path) {
     );
 }
 
+/// A QEMU with a disk, whose vCPU does not run.
 struct HandStartedQemu(Child);
 
 impl HandStartedQemu {
     fn start(path: &Path) -> Self {
         let drive = format!("if=none,id=d,format=raw,file={}", path.display());
         let child = Command::new("qemu-system-x86_64")
-            .args([
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-S",
-                "-M",
-                "q35",
-            ])
-            .args([
-                "-m",
-                "64",
-                "-drive",
-                &drive,
-                "-device",
-                "virtio-blk-pci,drive=d",
-            ])
-            .stdin(Stdio::null())
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-M", "q35", "-m", "64", "-S", "-qmp", "stdio"])
+            .args(["-drive", &drive, "-device", "virtio-blk-pci,drive=d"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
         Self(child.expect("qemu-system-x86_64 runs"))
+    }
+
+    /// Waits until it has made its devices, and locked their files, or has ended: with this status.
+    fn runs(&mut self) -> Result<(), ExitStatus> {
+        let mut stdin = self.0.stdin.as_ref().expect("a pipe");
+        // An error is one of a QEMU that has ended.
+        let _ = stdin.write_all(b"{\"execute\": \"qmp_capabilities\"}\n");
+        let stdout = self.0.stdout.as_mut().expect("a pipe");
+        // Only its main loop answers, and that begins when all else is done.
+        let answered = BufReader::new(stdout)
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line.contains("\"return\""));
+        match answered {
+            true => Ok(()),
+            false => Err(self.0.wait().expect("its status")),
+        }
     }
 }
 

@@ -42,9 +42,9 @@ const QUEUE_SIZES: [u16; 2] = [128, 1024];
 const TAG_BYTES: usize = 36;
 
 /// How long the server may take to be told of a driver, or to give its queues back. It takes microseconds,
-/// unless it waits for a disk. A guest cannot be kept from its reset for longer, nor the machine from its
-/// end.
-const ANSWER: Duration = Duration::from_secs(1);
+/// unless it waits for a disk or a processor, and a guest that has lost its server is lost too. Its reset
+/// waits for that long, and the machine's end, unless the connection is ended before.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The thread that sees to it needs little.
 const STACK_SIZE: usize = 64 * 1024;
@@ -57,6 +57,8 @@ pub struct Fs {
     server: Frontend,
     /// The same connection, to be ended when the server does not answer.
     connection: UnixStream,
+    /// How long it may take to: [`ANSWER`], but for tests.
+    limit: Duration,
     /// What the server waits for, and what it writes, for each queue.
     kicks: [Notification; QUEUE_SIZES.len()],
     calls: [Notification; QUEUE_SIZES.len()],
@@ -91,6 +93,7 @@ impl Fs {
             config: Arc::new(ConfigSpace::new(&config)),
             server: Frontend::from_stream(server, QUEUE_SIZES.len() as u64),
             connection,
+            limit: ANSWER,
             kicks: [Notification::new()?, Notification::new()?],
             calls: [Notification::new()?, Notification::new()?],
             features: 0,
@@ -104,8 +107,9 @@ impl Fs {
     fn talk<T>(&mut self, talk: impl FnOnce(&mut Self) -> T) -> io::Result<T> {
         let connection = self.connection.try_clone()?;
         let (done, talking) = mpsc::channel::<()>();
+        let limit = self.limit;
         let limit = move || {
-            if talking.recv_timeout(ANSWER) == Err(RecvTimeoutError::Timeout) {
+            if talking.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 // It fails when the server was faster and has ended it.
                 let _ = connection.shutdown(Shutdown::Both);
             }
