@@ -16,7 +16,7 @@ use crate::stdout::GuestOutput;
 const MAX_WITHHELD: usize = 4096;
 
 /// How long a command of ours may take.
-const COMMAND_LIMIT: Duration = Duration::from_secs(5);
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
 /// Shows the guest's output, and knows whether the kit's shell waits at its prompt.
 pub(crate) struct Screen {

@@ -30,7 +30,7 @@ impl VsockConfig {
     /// The Unix socket `path` is made when the VM starts and removed when it ends. A program that
     /// connects to it says `CONNECT <port>\n`, reads `OK <host port>\n` once the guest has
     /// accepted, and then has the connection; it is closed when the guest refuses or does not
-    /// answer for 2 s. A guest's connection to a port that no `vsock_listen` took goes to the Unix
+    /// answer for 10 s. A guest's connection to a port that no `vsock_listen` took goes to the Unix
     /// socket `<path>_<port>`, if a program listens there. Whoever can write to the path's folder
     /// can take the guest's connections.
     #[must_use]

@@ -39,6 +39,10 @@ use tokio::task::AbortHandle;
 /// Bytes of standard error that are kept for error messages.
 const STDERR_TAIL: usize = 16 << 10;
 
+/// How long the last of what a process wrote to its standard error may take, once it has ended. It lies in a
+/// pipe, whose end another process may hold open.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// How long a killed process may take to disappear. SIGKILL takes effect at once unless the
 /// process is stuck in the kernel (a dead network file system); then it is left to the kernel.
 const REAP_DEADLINE: Timespec = Timespec {
@@ -139,7 +143,7 @@ impl ChildProcess {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;
+        let _ = tokio::time::timeout(LAST_WORDS, drained).await;
         let tail = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = tail.iter().copied().collect();
         last_lines(&bytes, 10, 2048)

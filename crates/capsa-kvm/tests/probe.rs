@@ -3,11 +3,22 @@
 #![expect(unsafe_code, reason = "signal dispositions have no safe interface")]
 
 use std::fs::{self, OpenOptions};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use capsa_kvm::probe::{Freshness, Verdict, probe};
+use capsa_kvm::probe::{self, Freshness, Verdict};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+/// The first verdict that does not say that the machine is busy.
+fn probe(freshness: Freshness, cache: &Path) -> Verdict {
+    loop {
+        let verdict = probe::probe(freshness, Some(cache));
+        if !matches!(verdict, Verdict::TimedOut { .. }) {
+            return verdict;
+        }
+    }
+}
 
 /// One test, because it counts what belongs to the whole process.
 #[test]
@@ -21,7 +32,7 @@ fn the_verdict_is_definite_and_nothing_is_left() {
     };
     let dir = tempfile::tempdir().unwrap();
 
-    let first = probe(Freshness::Fresh, Some(dir.path()));
+    let first = probe(Freshness::Fresh, dir.path());
     let opens = OpenOptions::new()
         .read(true)
         .write(true)
@@ -33,16 +44,8 @@ fn the_verdict_is_definite_and_nothing_is_left() {
 
     let before = (entries("/proc/self/fd"), entries("/proc/self/task"));
     for round in 0..20 {
-        assert_eq!(
-            probe(Freshness::Fresh, Some(dir.path())),
-            first,
-            "round {round}"
-        );
-        assert_eq!(
-            probe(Freshness::Cached, Some(dir.path())),
-            first,
-            "round {round}"
-        );
+        assert_eq!(probe(Freshness::Fresh, dir.path()), first, "round {round}");
+        assert_eq!(probe(Freshness::Cached, dir.path()), first, "round {round}");
     }
     let after = (entries("/proc/self/fd"), entries("/proc/self/task"));
     assert_eq!(before, after, "descriptors, threads");

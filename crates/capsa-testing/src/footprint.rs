@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use capsa::Sandbox;
 
+use crate::guest::LIMIT;
+
 /// How long what has ended may take to be gone.
-const SETTLED: Duration = Duration::from_secs(20);
+const SETTLED: Duration = LIMIT;
 
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(50);

@@ -14,8 +14,8 @@ use capsa_core::vsock::{VsockAccept, VsockPorts};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// How long the answer to a request may take. The device itself gives the guest 2 s.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the answer to a request may take. The device itself gives the guest 10 s.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
 /// The longest answer: `OK 4294967295\n`.
 const MAX_ANSWER: usize = 14;
@@ -134,7 +134,7 @@ impl fmt::Debug for VsockListener {
     }
 }
 
-/// Connects to the guest's `port`. Blocks for 2 s at most as a rule, 5 s in any case.
+/// Connects to the guest's `port`. Blocks for 10 s at most as a rule, 15 s in any case.
 pub(crate) fn connect_blocking(ports: &dyn VsockPorts, port: u32) -> Result<net::UnixStream> {
     let failed = |source| io_error(format!("connect to the guest's port {port}"), source);
     let stream = ports.connect(port).map_err(failed)?;

@@ -147,7 +147,8 @@ fn run_once(suite: &Suite, processor: usize) -> Result<End> {
         memory: 8192,
         // With two, the guest's own kernel dies more often.
         cpus: 1,
-        timeout: 1800,
+        // Ten slow ones on a slow machine. The runner ends single ones that hang.
+        timeout: 5400,
         processor: Some(processor),
         command: suite.run_built(&folder)?,
         // The runner writes its report there.

@@ -40,7 +40,7 @@ pub(crate) use self::env::EnvArg;
 pub(crate) use self::status_file::report_usage;
 
 /// How long a VM may take to end after its agent has.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How a command ended, or the sandbox before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use super::NetworkLog;
 use crate::policy::Learner;
 
-/// How long the last events of a VM that has ended may take, and their lines.
-const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// How long the last events of a VM that has ended may take, and their lines: no time, where a disk takes
+/// them. A policy that was learned without them would not be whole.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
 
 /// What goes on in a task until there are no more events.
 type Taking = JoinHandle<(Option<Learner>, Option<NetworkLog>)>;

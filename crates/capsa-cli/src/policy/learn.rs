@@ -107,6 +107,11 @@ impl Output {
         match self {
             Self::Whole(mut file, path) => {
                 file.write_all(text.as_bytes())?;
+                // It is there after a power failure too, or the former one is.
+                file.as_file().sync_all()?;
+                if let Ok(former) = fs::metadata(&path) {
+                    file.as_file().set_permissions(former.permissions())?;
+                }
                 file.persist(path)?;
                 Ok(())
             }
@@ -162,6 +167,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("p.toml");
         fs::write(&file, "former").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         let former = fs::metadata(&file).unwrap().ino();
         let link = dir.path().join("link");
         symlink("p.toml", &link).unwrap();
@@ -169,7 +175,9 @@ mod tests {
         symlink("link", &chain).unwrap();
         write(&chain).unwrap();
         assert!(is_policy(&fs::read_to_string(&file).unwrap()));
-        assert_ne!(fs::metadata(&file).unwrap().ino(), former);
+        let metadata = fs::metadata(&file).unwrap();
+        assert_ne!(metadata.ino(), former);
+        assert_eq!(metadata.mode() & 0o777, 0o600);
         assert!(link.is_symlink() && chain.is_symlink());
         // A link to what is not there yet.
         fs::remove_file(&file).unwrap();

@@ -10,7 +10,7 @@ use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize}
 
 use crate::program::Program;
 
-const LIMIT_MS: u64 = 60_000;
+const LIMIT_MS: u64 = 180_000;
 
 /// The program at a terminal of 33 rows and 99 columns.
 pub(crate) struct Terminal {

@@ -93,7 +93,7 @@ pub async fn a_start_is_tried_again_while_a_disk_is_let_go(backend: BackendChoic
     let patient = || {
         kit_vm(backend)
             .disk(&path)
-            .retry(RetryPolicy::new(1000, Duration::ZERO))
+            .retry(RetryPolicy::new(14, Duration::from_millis(10)))
     };
 
     let killed = patient().build().await.expect("build");

@@ -17,7 +17,7 @@ use capsa_testing::images;
 
 /// How long it is tried. One or two tries of a quarter of a second are enough where nothing else
 /// runs.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();

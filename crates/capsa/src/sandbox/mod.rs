@@ -57,7 +57,7 @@ use self::link::AgentLink;
 use crate::vm::VmHandle;
 
 /// How long a VM may take to end after the agent in it has.
-const ENDING: Duration = Duration::from_secs(1);
+const ENDING: Duration = Duration::from_secs(5);
 
 /// A VM in which programs run.
 ///

@@ -38,8 +38,8 @@ use crate::stdio::StdioBridge;
 /// How long the last console output may take once the machine is gone. It lies in the pipe.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// How long the machine may take to end once a server of its shares has: as a rule it ends before them,
-/// since it closes their connections.
+/// How long the machine may take to end once a server of its shares has. Its end is what counts, where
+/// somebody has killed both.
 const LAST_SERVER: Duration = Duration::from_secs(1);
 
 /// How often the power button is pressed while the guest is asked to stop: a guest that boots

@@ -12,7 +12,7 @@
 //!          │                                  Closing
 //!          ▼                                     ▼
 //!   over, from any state: ◀ RST; ◀ SHUTDOWN of both (▶ RST); a fault of the guest (▶ RST);
-//!   from Requested and Closing: 2 s (▶ RST)
+//!   from Requested after 10 s, from Closing after 2 s (▶ RST)
 //! ```
 //!
 //! A direction ends when its sender has no more or its receiver takes no more, for good

@@ -33,7 +33,7 @@ impl VsockHandle {
     ///
     /// What a program reads first is the line `OK <host port>\n`, once the guest has accepted: the
     /// same as behind the device's path. The end of the stream without it means that the guest
-    /// refused, or did not answer for 2 s. What is written before is kept for the guest.
+    /// refused, or did not answer for 10 s. What is written before is kept for the guest.
     ///
     /// # Errors
     ///

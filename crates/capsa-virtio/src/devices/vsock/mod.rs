@@ -103,7 +103,7 @@ impl Vsock {
     /// With a `path`, a Unix socket is bound there that only the same user can connect to, and
     /// removed with the device. A program that connects to it says `CONNECT <port>\n`, reads
     /// `OK <host port>\n` once the guest has accepted, and then has the connection; it is closed
-    /// when the guest refuses or does not answer for 2 s. A guest's connection to port P of the
+    /// when the guest refuses or does not answer for 10 s. A guest's connection to port P of the
     /// host (CID 2) goes to the Unix socket `<path>_P`, if a program listens there. The path's
     /// folder should be one that only the user can enter: whoever can write to it can take the
     /// guest's connections.

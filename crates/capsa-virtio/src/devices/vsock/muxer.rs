@@ -28,9 +28,12 @@ use crate::wait_set::WaitSet;
 /// With [`ROOM`](super::connection::ROOM) for each, a guest whose peers all stall costs 64 MiB.
 pub(super) const MOST_PEERS: usize = 512;
 
-/// How long the guest may take to accept a connection, and to give up one that has ended: as in
-/// Linux and Firecracker.
-const ANSWER_TIME: Duration = Duration::from_secs(2);
+/// How long the guest may take to accept a connection. Linux and Firecracker give it 2 s, which is too little
+/// where many guests share a processor.
+const ACCEPT_TIME: Duration = Duration::from_secs(10);
+
+/// How long the guest may take to give up a connection that has ended: as in Linux and Firecracker.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// How long a host program may take to say which port it wants: so long that a person can type it.
 const GREETING_TIME: Duration = Duration::from_secs(30);
@@ -164,7 +167,7 @@ impl Muxer {
         };
         self.peers[key].stage = Stage::Connected(ports, Connection::requested());
         self.by_ports.insert(ports, key);
-        self.set_deadline(key, Some(now + ANSWER_TIME));
+        self.set_deadline(key, Some(now + ACCEPT_TIME));
         self.settle(key, now);
     }
 
@@ -246,7 +249,7 @@ impl Muxer {
                 }
                 reads = connection.may_send() > 0;
                 if connection.state() == State::Closing && peer.deadline.is_none() {
-                    self.set_deadline(key, Some(now + ANSWER_TIME));
+                    self.set_deadline(key, Some(now + CLOSE_TIME));
                 }
             }
             Stage::Draining if peer.end.is_drained() => return self.remove(key),
