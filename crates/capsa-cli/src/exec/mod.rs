@@ -241,7 +241,7 @@ impl Command {
         let sandbox = tokio::select! {
             started = boot(sandbox, verbose) => started?,
             number = signals.next() => {
-                vm.kill().await?;
+                kill(&vm).await;
                 return Ok(Outcome::Interrupted(number));
             }
         };
@@ -251,7 +251,7 @@ impl Command {
             spawned = self.exec(&sandbox).spawn() => spawned?,
             // An agent that does not answer would hold the caller.
             number = signals.next() => {
-                vm.kill().await?;
+                kill(&vm).await;
                 return Ok(Outcome::Interrupted(number));
             }
         };
@@ -267,7 +267,7 @@ impl Command {
             has_terminal,
         };
         let outcome = streams.pass(&mut process, signals).await?;
-        vm.kill().await?;
+        kill(&vm).await;
         Ok(outcome)
     }
 
@@ -326,6 +326,13 @@ async fn explain(vm: &VmHandle, outcome: Result<Outcome, Failure>) -> Result<Out
             console_tail: Some(vm.console_tail()),
         }),
         _ => outcome,
+    }
+}
+
+/// Ends the VM of a command whose outcome is known, and is what counts: the VM ends with this program anyway.
+async fn kill(vm: &VmHandle) {
+    if let Err(error) = vm.kill().await {
+        messages::warning(&error.full_message());
     }
 }
 

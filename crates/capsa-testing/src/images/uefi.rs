@@ -17,7 +17,8 @@ use super::host::run;
 const STUB_PACKAGE: &str = "systemd-boot-efi";
 const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 
-const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
+/// The last as Capsa's own kernel lines under emulation.
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet no_timer_check";
 
 /// Room for the kernel and the initramfs, some 16 MB.
 const SIZE: u64 = 48 << 20;
