@@ -285,7 +285,7 @@ pub trait BackendVmHandle: Send {
     /// Lets the vCPUs run again.
     async fn resume(&mut self) -> Result<()>;
 
-    /// Ends the machine without asking it, within 2 s whatever it does. Idempotent.
+    /// Ends the machine without asking it, at once whatever the guest does. Idempotent.
     async fn kill(&mut self);
 }
 

@@ -40,8 +40,8 @@ use tokio::task::AbortHandle;
 const STDERR_TAIL: usize = 16 << 10;
 
 /// How long the last of what a process wrote to its standard error may take, once it has ended. It lies in a
-/// pipe, whose end another process may hold open.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// pipe, whose end another process may hold open. Less than a second, in whose turns a VM waits for its end.
+const LAST_WORDS: Duration = Duration::from_millis(800);
 
 /// How long a killed process may take to disappear. SIGKILL takes effect at once unless the
 /// process is stuck in the kernel (a dead network file system); then it is left to the kernel.

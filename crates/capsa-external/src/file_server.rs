@@ -9,7 +9,8 @@
 //!
 //! It gets two descriptors, the folder and a listening socket with this one connection in its queue, and
 //! a third where not all of the folder is shared: the list of what is. It
-//! ends when the machine closes the connection, or is killed with its [`FileServer`].
+//! is killed with its [`FileServer`], and ends when the connection does: by the machine, which gives up a server
+//! that does not answer, or with this program.
 
 use std::env;
 use std::fs::{self, File};
@@ -81,7 +82,7 @@ fn is_executable(program: &Path) -> bool {
 /// A running server. Dropping it kills it.
 pub struct FileServer {
     process: ChildProcess,
-    /// The machine's end of the connection, the same that the machine has.
+    /// The same end of the connection that the machine has, to be ended with the server.
     connection: UnixStream,
 }
 
@@ -177,12 +178,18 @@ impl FileServer {
         let _ = self.connection.shutdown(Shutdown::Both);
     }
 
-    /// Waits until the server has ended. Cancel safe.
+    /// Waits until the server has ended, and for its last words. Cancel safe.
     pub async fn ended(&mut self) -> HypervisorFailure {
         HypervisorFailure::Exited {
             exit: self.process.exited().await,
             stderr: self.process.last_words().await,
         }
+    }
+}
+
+impl Drop for FileServer {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

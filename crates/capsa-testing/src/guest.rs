@@ -11,7 +11,7 @@ use crate::images;
 /// machine that runs much else beside it, and only a test that fails waits so long.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
-/// How long a VM may take to end whose console has.
+/// How long a VM whose console has ended may take to end.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// A variable with words for the kernel line of every [`kit_vm`]. `cargo xtask kvm` sets it where
@@ -44,6 +44,8 @@ pub fn kit_vm_with(backend: BackendChoice, initramfs: &Path) -> LinuxVmBuilder {
         .vm(LinuxBoot::new(&kit.kernel).initrd(initramfs))
         .memory_mb(256)
         .no_network()
+        // The kernel's messages would stand between what programs print.
+        .cmdline_arg("quiet")
         .cmdline_args(more.split_whitespace())
         .console_enabled()
 }

@@ -11,7 +11,7 @@
 //!
 //! [`Worker::stop`] cannot hang: the thread waits for the stop along with everything else; from
 //! then on the queues say that they are empty, however fast a driver fills them; and a device waits
-//! for no guest and no peer ([`VirtioDevice`]).
+//! for no guest, and for a peer only so long ([`VirtioDevice`]).
 //!
 //! The threads live in a program that is not ours. They take none of its signals, they are small,
 //! and a device that panics breaks its machine's device, not the program.

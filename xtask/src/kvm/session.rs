@@ -37,7 +37,7 @@ const KEPT_PREFIXES: [&str; 6] = [
 /// What the tests' guests are spared where KVM is emulated: seconds of their boots, and output by
 /// which a console is filled.
 const FOR_EMULATED_KVM: [&str; 2] = [
-    "CAPSA_TEST_CMDLINE=quiet mitigations=off cryptomgr.notests",
+    "CAPSA_TEST_CMDLINE=mitigations=off cryptomgr.notests",
     "CAPSA_TEST_OUTPUT_DIVISOR=32",
 ];
 

@@ -147,7 +147,7 @@ fn run_once(suite: &Suite, processor: usize) -> Result<End> {
         memory: 8192,
         // With two, the guest's own kernel dies more often.
         cpus: 1,
-        // Ten slow ones on a slow machine. The runner ends single ones that hang.
+        // The runner ends tests that hang; this is for a runner that does.
         timeout: 5400,
         processor: Some(processor),
         command: suite.run_built(&folder)?,

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use super::NetworkLog;
 use crate::policy::Learner;
 
-/// How long the last events of a VM that has ended may take, and their lines: no time, where a disk takes
-/// them. A policy that was learned without them would not be whole.
+/// How long the last events of a VM that has ended may take, and their lines. As a rule they are there, but lines go
+/// to a disk. A policy that was learned without the last events would not be whole.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 
 /// What goes on in a task until there are no more events.

@@ -107,11 +107,15 @@ impl Output {
         match self {
             Self::Whole(mut file, path) => {
                 file.write_all(text.as_bytes())?;
+                // Another's file becomes ours, and is to be read by whom it was for.
+                match fs::metadata(&path) {
+                    Ok(former) if former.uid() == file.as_file().metadata()?.uid() => {
+                        file.as_file().set_permissions(former.permissions())?;
+                    }
+                    _ => {}
+                }
                 // It is there after a power failure too, or the former one is.
                 file.as_file().sync_all()?;
-                if let Ok(former) = fs::metadata(&path) {
-                    file.as_file().set_permissions(former.permissions())?;
-                }
                 file.persist(path)?;
                 Ok(())
             }

@@ -81,9 +81,9 @@ impl QemuBackend {
 /// instead of leaving it spinning.
 ///
 /// Under emulation there is no speculation that a guest kernel could fend off, and translating its
-/// mitigations and self-tests is a sixth of the time to init. The kernel also expects ten interrupts of its timer
-/// within a time that it counts in turns of a loop, and panics without them: on a busy host an emulated timer is
-/// late. (Under KVM it knows that, and does not look.)
+/// mitigations and self-tests is a sixth of the time to init. The kernel also wants some ticks of its timer within
+/// a time that it takes from the TSC, and panics without them: on a busy host the emulated timer is late and the TSC
+/// is not. (Under KVM it does not look.)
 fn cmdline_defaults(accelerator: Accelerator) -> KernelCmdline {
     let defaults = KernelCmdline::new().console("ttyS0").arg("panic=-1");
     match accelerator {

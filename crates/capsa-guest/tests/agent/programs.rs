@@ -1,6 +1,7 @@
 //! Programs: what they are given, what they say, how they end.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use capsa_agent_proto::exec::{ExecControl, ExecEvent, ExitStatus, Streams, User};
 use capsa_agent_proto::frame::{expect_message, write_message};
@@ -9,6 +10,7 @@ use futures_util::{AsyncReadExt, AsyncWriteExt};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
+use tokio::time::sleep;
 
 use super::agent;
 use super::client::Exec;
@@ -86,7 +88,15 @@ async fn no_descriptor_of_the_agent_reaches_a_program() {
     let host = agent();
     let mut exec = host.start(&host.shell("exec sleep 1000")).await;
     let pid = exec.started().await;
-    assert_eq!(descriptors(&format!("/proc/{pid}/fd")), expected);
+    let folder = format!("/proc/{pid}/fd");
+    // The loader of a program has files open while it works.
+    for _ in 0..1000 {
+        if descriptors(&folder) == expected {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(descriptors(&folder), expected);
     exec.tell(ExecControl::Kill).await;
     exec.ended().await;
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use capsa::network::{PortForward, Protocol, UserNetwork};
 use capsa::{BackendChoice, DiskImage, VmStatus};
@@ -11,6 +12,9 @@ use capsa::{BackendChoice, DiskImage, VmStatus};
 use crate::guest::{Guest, LIMIT, kit_vm};
 use crate::images;
 use crate::processes::{self, Holdings, eventually};
+
+/// The VM of a holder that was killed is gone within 2 s: ten times that, for a machine with much to do.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(20);
 
 /// Drops the last handle inside a multi-threaded runtime, inside a current-thread runtime, outside
 /// any runtime, and after the runtime that started the VM has ended.
@@ -80,8 +84,7 @@ pub async fn a_vm_outlives_the_thread_that_started_it(backend: BackendChoice) {
     guest.vm.kill().await.expect("kill");
 }
 
-/// SIGKILL for the program that holds two VMs: both are gone, and no file is left. It takes less than the 2 s
-/// that the documentation promises, where nobody emulates the processor that ends them.
+/// SIGKILL for the program that holds two VMs: both are gone, and no file is left.
 pub async fn the_death_of_the_holder_ends_the_vm_and_leaves_no_file(backend: BackendChoice) {
     let temporary = tempfile::tempdir().expect("a folder");
     let disk = temporary.path().join("disk.img");
@@ -106,7 +109,7 @@ pub async fn the_death_of_the_holder_ends_the_vm_and_leaves_no_file(backend: Bac
     daemon.process.kill().expect("our own child");
     daemon.process.wait().expect("our own child");
     assert!(
-        eventually(LIMIT, || machines
+        eventually(ORPHAN_LIMIT, || machines
             .iter()
             .all(|pid| !processes::is_alive(*pid))),
         "the machines outlive their holder"

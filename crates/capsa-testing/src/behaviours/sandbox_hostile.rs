@@ -71,7 +71,7 @@ pub async fn a_hostile_guest_with_a_fork_bomb_is_under_control(backend: BackendC
 
     let _bomb = plant().await.expect("it runs");
     until(async || processes(&sandbox).await > calm + MANY).await;
-    sandbox.vm().kill().await.expect("gone within 2 s");
+    sandbox.vm().kill().await.expect("it ends");
     match sandbox.exists("/").await.expect_err("the guest is gone") {
         Error::Agent { cause } => assert!(matches!(*cause, AgentFailure::Lost { .. }), "{cause:?}"),
         other => panic!("{other:?}"),

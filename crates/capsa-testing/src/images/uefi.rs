@@ -17,7 +17,7 @@ use super::host::run;
 const STUB_PACKAGE: &str = "systemd-boot-efi";
 const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 
-/// The last as Capsa's own kernel lines under emulation.
+/// `no_timer_check` as on Capsa's own kernel lines under emulation.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet no_timer_check";
 
 /// Room for the kernel and the initramfs, some 16 MB.

@@ -42,8 +42,8 @@ const QUEUE_SIZES: [u16; 2] = [128, 1024];
 const TAG_BYTES: usize = 36;
 
 /// How long the server may take to be told of a driver, or to give its queues back. It takes microseconds,
-/// unless it waits for a disk or a processor, and a guest that has lost its server is lost too. Its reset
-/// waits for that long, and the machine's end, unless the connection is ended before.
+/// unless it waits for a disk or a processor, and a guest that has lost its server is lost too. The guest's reset
+/// waits for that long, and the machine's end for each share, unless the connection is ended before.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// The thread that sees to it needs little.
@@ -57,7 +57,7 @@ pub struct Fs {
     server: Frontend,
     /// The same connection, to be ended when the server does not answer.
     connection: UnixStream,
-    /// How long it may take to: [`ANSWER`], but for tests.
+    /// How long an answer may take: [`ANSWER`], except in tests.
     limit: Duration,
     /// What the server waits for, and what it writes, for each queue.
     kicks: [Notification; QUEUE_SIZES.len()],
@@ -108,17 +108,17 @@ impl Fs {
         let connection = self.connection.try_clone()?;
         let (done, talking) = mpsc::channel::<()>();
         let limit = self.limit;
-        let limit = move || {
+        let watch = move || {
             if talking.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 // It fails when the server was faster and has ended it.
                 let _ = connection.shutdown(Shutdown::Both);
             }
         };
-        let limit = spawn_without_signals("capsa-fs-limit", STACK_SIZE, limit)?;
+        let watcher = spawn_without_signals("capsa-fs-limit", STACK_SIZE, watch)?;
         let said = talk(self);
         drop(done);
         // It does nothing that panics.
-        let _ = limit.join();
+        let _ = watcher.join();
         Ok(said)
     }
 

@@ -32,7 +32,7 @@ impl VmHandle {
 
     /// Connects to a vsock port of the guest: a program there that listens on `AF_VSOCK`.
     ///
-    /// A guest that does not answer is given up after 2 s.
+    /// A guest that does not answer is given up after 10 s.
     ///
     /// # Cancel safety
     ///

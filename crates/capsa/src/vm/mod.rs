@@ -49,7 +49,7 @@ use task::{Command, VmTask};
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How long `kill` waits for the machine to be gone. The monitor's process dies at once unless it
-/// is stuck in the kernel, but a machine with too much to do takes seconds to free a guest's memory.
+/// is stuck in the kernel, but a busy host takes seconds to free a guest's memory.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The vsock ports of a VM.
@@ -325,9 +325,9 @@ impl VmHandle {
         Ok(())
     }
 
-    /// Ends the VM at once, without asking the guest, and waits until it is gone: less than 2 s,
-    /// whatever the guest does, and 10 s at most, whatever the host does. Does nothing when the VM has
-    /// ended.
+    /// Ends the VM at once, without asking the guest, and waits until it is gone: within 2 s
+    /// whatever the guest does, and later only where the host is too busy or its kernel holds what is to end.
+    /// Does nothing when the VM has ended.
     ///
     /// # Cancel safety
     ///
@@ -339,8 +339,8 @@ impl VmHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] when the monitor's process does not disappear, because the host's kernel
-    /// holds it (a dead network file system, for instance).
+    /// [`Error::Timeout`] when the machine is not gone after 10 s, because the host's kernel holds the
+    /// monitor's process (a dead network file system, for instance) or the host is too busy. It goes on ending.
     pub async fn kill(&self) -> Result<()> {
         let vm = self.vm();
         if !vm.state.borrow().status().is_ended() {

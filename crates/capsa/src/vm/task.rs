@@ -39,8 +39,8 @@ use crate::stdio::StdioBridge;
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// How long the machine may take to end once a server of its shares has. Its end is what counts, where
-/// somebody has killed both.
-const LAST_SERVER: Duration = Duration::from_secs(1);
+/// somebody has killed both: the machine's takes longer, as it has the guest's memory.
+const LAST_SERVER: Duration = Duration::from_secs(5);
 
 /// How often the power button is pressed while the guest is asked to stop: a guest that boots
 /// misses what comes before its driver.
@@ -233,6 +233,7 @@ impl VmTask {
         let (pipes, stdio) = match connected {
             Ok(connected) => connected,
             Err(source) => {
+                servers.kill();
                 machine.kill().await;
                 let action = "connect the console";
                 let cause = StartFailure::Host { action, source };

@@ -32,7 +32,7 @@ pub(super) const MOST_PEERS: usize = 512;
 /// where many guests share a processor.
 const ACCEPT_TIME: Duration = Duration::from_secs(10);
 
-/// How long the guest may take to give up a connection that has ended: as in Linux and Firecracker.
+/// How long the guest may take to give up a connection that has ended: as in Firecracker.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// How long a host program may take to say which port it wants: so long that a person can type it.
