@@ -135,6 +135,8 @@ fn wait(
 ) -> Result<End> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
+        // The next one ends this program, whatever it does by then.
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&interrupted))?;
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     let start = Instant::now();
