@@ -107,12 +107,11 @@ impl Output {
         match self {
             Self::Whole(mut file, path) => {
                 file.write_all(text.as_bytes())?;
-                // Another's file becomes ours, and is to be read by whom it was for.
-                match fs::metadata(&path) {
-                    Ok(former) if former.uid() == file.as_file().metadata()?.uid() => {
-                        file.as_file().set_permissions(former.permissions())?;
-                    }
-                    _ => {}
+                // Not of another's file: this one is ours, and what was for its owner alone would be lost to them.
+                if let Ok(former) = fs::metadata(&path)
+                    && former.uid() == file.as_file().metadata()?.uid()
+                {
+                    file.as_file().set_permissions(former.permissions())?;
                 }
                 // It is there after a power failure too, or the former one is.
                 file.as_file().sync_all()?;
